@@ -1,0 +1,89 @@
+"""Checks of values from outside and the one way in which this project writes a file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def write_atomically(path: str | os.PathLike[str], data: str | bytes) -> None:
+    """
+    Write a file under a temporary name and rename it: readers see the old file or the new one, never half of it.
+
+    Args:
+        path (`str` or `os.PathLike`): Where the file shall stand. Its directory is created when missing.
+        data (`str` or `bytes`): The whole content; text is encoded as UTF-8.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    payload = data.encode("utf-8") if isinstance(data, str) else data
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(payload)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes private files; a saved result is shared like any other
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def check_indices(site: str, indices: Tensor, width: int) -> None:
+    """
+    Refuse neuron indices that are negative, too large or repeated.
+
+    Args:
+        site (`str`): Name used in the message.
+        indices (`torch.Tensor`): Shape `(k,)`, integers.
+        width (`int`): Number of neurons of the site; valid indices are `0 … width-1`.
+
+    Raises:
+        ValueError: Names the offending index.
+    """
+    outside = indices[(indices < 0) | (indices >= width)]
+    if outside.numel():
+        raise ValueError(
+            f"got neuron index {int(outside[0])} at '{site}'; expected 0 to {width - 1}; use neurons selected on this "
+            "model"
+        )
+    unique, seen = torch.unique(indices, return_counts=True)
+    if unique.numel() != indices.numel():
+        raise ValueError(
+            f"got neuron index {int(unique[seen > 1][0])} more than once at '{site}'; expected each neuron "
+            "once and in one role only; drop the repetition"
+        )
+
+
+def check_ranks(role: str, ranks: Iterable[Tensor]) -> None:
+    """
+    Refuse ranks that are not a permutation of `0 … n-1` over all sites of a role.
+
+    Raises:
+        ValueError: Names the role.
+    """
+    joined = torch.cat([*ranks, torch.empty(0, dtype=torch.long)]).long().sort().values
+    if not torch.equal(joined, torch.arange(joined.numel(), device=joined.device)):
+        raise ValueError(
+            f"got ranks of role '{role}' that are not 0 to {joined.numel() - 1}, each once; expected one place per "
+            "neuron; save the neurons again with Neurons.save"
+        )
+
+
+def check_format_version(version: object, newest: int, *, what: str) -> None:
+    """
+    Refuse a file of a newer format.
+
+    Raises:
+        ValueError: When `version` is not an integer from 1 to `newest`.
+    """
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= newest:
+        raise ValueError(
+            f"got format_version {version!r} in the {what}; expected 1 to {newest}; upgrade neurontune_peft to read it"
+        )

@@ -1,0 +1,7 @@
+"""The PEFT method: configuration, layers, tuner and registration."""
+
+from neurontune_peft.tuner.config import NeuronTuneConfig
+from neurontune_peft.tuner.layer import NeuronTuneLayer
+from neurontune_peft.tuner.model import NeuronTuneModel
+
+__all__ = ["NeuronTuneConfig", "NeuronTuneLayer", "NeuronTuneModel"]

@@ -1,0 +1,181 @@
+"""Configuration of the PEFT method."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peft.config import PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType
+from safetensors import SafetensorError, safe_open
+
+from neurontune_peft.checks import check_format_version
+from neurontune_peft.neurons import Neurons
+from neurontune_peft.tuner.names import METHOD
+
+FORMAT_VERSION = 1
+
+
+@dataclass
+class NeuronTuneConfig(PeftConfig):
+    """
+    Configuration of a NeuronTune adapter: one factor for each selected neuron of a model.
+
+    Args:
+        target_modules (`list[str]` or `str`, *optional*):
+            Modules whose neurons are scaled, by suffix, or one regular expression for the whole path. The default
+            finds the MLP output projections of the model ([`find_sites`]); the names found are written here.
+        exclude_modules (`list[str]` or `str`, *optional*): Modules to leave out, matched in the same way.
+        neurons ([`Neurons`] or `str`, *optional*):
+            The neurons to scale, or the path of a file written by [`Neurons.save`]. Without it, every neuron of every
+            site is trainable (a dense adapter). Not saved here: the adapter file holds the indices.
+        neuron_counts (`dict[str, dict[str, int]]`, *optional*):
+            Role to site to number of neurons. Filled in from `neurons`; a loaded adapter takes its shapes from here.
+        site_widths (`dict[str, int]`, *optional*):
+            Site to the number of neurons that it has in all. Filled in from `neurons`; checked when loading.
+        neuron_side (`str`, *optional*, defaults to `"input"`):
+            `"input"`: a module's neurons are its input features; `"output"`: its output features, bias included.
+        layers_to_transform (`list[int]` or `int`, *optional*): Only the layers with these numbers.
+        layers_pattern (`list[str]` or `str`, *optional*): Name of the list of layers, for unusual architectures.
+        modules_to_save (`list[str]`, *optional*): Further modules that are trained and saved whole.
+        init_weights (`bool`, *optional*, defaults to `True`):
+            `True` starts as the identity; `False` draws random deltas, for tests and ablations.
+        base_model_fingerprint (`str`, *optional*):
+            Fingerprint of the weights that are scaled, filled in when the adapter is made. Another model gives a
+            warning at load time, or an error with `strict`.
+        strict (`bool`, *optional*, defaults to `False`): Refuse a base model whose fingerprint differs. Not saved.
+        provenance (`dict`, *optional*): How the adapter was made: options, seeds, versions, results. JSON values only.
+        format_version (`int`, *optional*, defaults to `1`): Version of the adapter's file format.
+
+    Example:
+
+        ```py
+        >>> import neurontune_peft
+        >>> from neurontune_peft import NeuronTuneConfig
+        >>> from peft import get_peft_model
+
+        >>> model = get_peft_model(model, NeuronTuneConfig(task_type="CAUSAL_LM", neurons="neurons.json"))
+        ```
+    """
+
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Modules whose neurons are scaled (suffixes, or one regular expression). Default: MLP outputs."
+        },
+    )
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to leave out."})
+    neurons: Neurons | str | os.PathLike[str] | None = field(
+        default=None, metadata={"help": "Neurons to scale, or the path of a neuron file. Default: all of each site."}
+    )
+    neuron_counts: dict[str, dict[str, int]] | None = field(
+        default=None, metadata={"help": "Role to site to number of neurons; filled in from `neurons`."}
+    )
+    site_widths: dict[str, int] | None = field(default=None, metadata={"help": "Site to its number of neurons."})
+    neuron_side: str = field(
+        default="input", metadata={"help": "Neurons are 'input' or 'output' features of a module."}
+    )
+    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Only these layers."})
+    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the list of layers."})
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules that are trained and saved whole."}
+    )
+    init_weights: bool = field(default=True, metadata={"help": "True: identity. False: random deltas, for tests."})
+    base_model_fingerprint: str | None = field(default=None, metadata={"help": "Fingerprint of the scaled weights."})
+    strict: bool = field(
+        default=False, metadata={"help": "Refuse a base model whose fingerprint differs (not saved)."}
+    )
+    provenance: dict[str, Any] | None = field(default=None, metadata={"help": "How the adapter was made."})
+    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the file format."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_format_version(self.format_version, FORMAT_VERSION, what="adapter configuration")
+        self.peft_type = PeftType[METHOD]
+        if isinstance(self.target_modules, (set, tuple)):
+            self.target_modules = sorted(self.target_modules)
+        if self.neuron_side not in ("input", "output"):
+            raise ValueError(
+                f"got neuron_side={self.neuron_side!r}; expected 'input' or 'output'; choose the features "
+                "that are neurons"
+            )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError(
+                f"got layers_pattern={self.layers_pattern!r} without layers_to_transform; expected both; name "
+                "the layers"
+            )
+        if isinstance(self.neurons, (str, os.PathLike)):
+            self.neurons = Neurons.load(self.neurons)
+        if self.neurons is not None:
+            self.neuron_counts = self.neurons.counts
+        if self.neuron_counts is not None:
+            check_neuron_counts(self.neuron_counts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values; the same configuration always gives the same text."""
+        saved = [name for name in self.__dataclass_fields__ if name not in ("neurons", "strict")]
+        values = {name: getattr(self, name) for name in saved}
+        return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> NeuronTuneConfig:
+        """
+        Load the configuration and, for a local directory, make sure that the adapter file beside it is readable.
+
+        PEFT asks for the configuration before it touches the model, so a damaged file is refused while the model is
+        still whole.
+
+        Raises:
+            ValueError: When the adapter file is damaged, or the configuration is of a newer format.
+        """
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        weights = Path(pretrained_model_name_or_path, subfolder or "", SAFETENSORS_WEIGHTS_NAME)
+        if weights.is_file():
+            check_adapter_file(weights)
+        elif weights.parent.is_dir() and config.neuron_counts:
+            raise ValueError(
+                f"got no {SAFETENSORS_WEIGHTS_NAME} in '{weights.parent}'; expected it beside adapter_config.json; "
+                "save or download the adapter again"
+            )
+        return config
+
+
+def check_adapter_file(path: Path) -> None:
+    """
+    Refuse a file that safetensors cannot read, such as one that was cut off.
+
+    Raises:
+        ValueError: Names the file and what is wrong with it.
+    """
+    try:
+        with safe_open(str(path), framework="pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"got '{path}', which cannot be read ({error}); expected a whole safetensors file; save or download the "
+            "adapter again"
+        ) from error
+
+
+def check_neuron_counts(neuron_counts: object) -> None:
+    """
+    Refuse anything but role -> site -> positive number.
+
+    Raises:
+        ValueError: Shows what was found.
+    """
+    well_formed = isinstance(neuron_counts, dict) and all(
+        isinstance(role, str)
+        and isinstance(sites, dict)
+        and all(isinstance(s, str) and type(count) is int and count > 0 for s, count in sites.items())
+        for role, sites in neuron_counts.items()
+    )
+    if not well_formed or not any(neuron_counts.values()):  # type: ignore[attr-defined]
+        raise ValueError(
+            f"got neuron_counts={neuron_counts!r:.200}; expected {{role: {{site: positive number}}}}; pass `neurons` "
+            "and leave neuron_counts to be filled in"
+        )

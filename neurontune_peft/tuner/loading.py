@@ -1,0 +1,135 @@
+"""Checks of an adapter's tensors before any of them is loaded into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft.utils import _get_submodules
+from torch import Tensor, nn
+
+from neurontune_peft.checks import check_indices, check_ranks
+from neurontune_peft.tuner.layer import NeuronTuneLayer, check_finite
+from neurontune_peft.tuner.names import DELTA, INDEX, NOT_LOADED, RANK, SAVED
+
+# site -> name of the tensor (`neurontune_delta`, …) -> tensor
+AdapterTensors = dict[str, dict[str, Tensor]]
+
+
+def install_load_check(model: nn.Module) -> None:
+    """Have `model.load_state_dict` refuse impossible adapters before it changes anything; once per model."""
+    if not load_check_keys(model):
+        model.register_load_state_dict_pre_hook(check_state_dict)
+
+
+def remove_load_check(model: nn.Module) -> None:
+    """Take back [`install_load_check`], so that an unloaded model is the plain model again."""
+    for key in load_check_keys(model):
+        del model._load_state_dict_pre_hooks[key]
+
+
+def load_check_keys(model: nn.Module) -> list[int]:
+    """Where torch keeps our hook; torch wraps it in an object whose attribute `hook` is the function."""
+    hooks = model._load_state_dict_pre_hooks.items()
+    return [key for key, hook in hooks if getattr(hook, "hook", None) is check_state_dict]
+
+
+def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+    """
+    The hook itself: check every adapter of which `state_dict` holds a tensor.
+
+    An adapter that was attached in order to be loaded and turns out to be broken is taken off again.
+
+    Raises:
+        ValueError: Names the adapter's first fault.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, NeuronTuneLayer)}
+    for adapter_name, tensors in tensors_by_adapter(state_dict, prefix).items():
+        attached = {name: layer for name, layer in layers.items() if adapter_name in layer.neurontune_delta}
+        try:
+            check_adapter_tensors(tensors, attached, adapter_name)
+        except ValueError:
+            discard_unloaded_adapter(model, attached, adapter_name)
+            raise
+
+
+def tensors_by_adapter(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, AdapterTensors]:
+    """Sort the adapter tensors of a state dict by adapter, site and name; keys end in `site.neurontune_….adapter`."""
+    found: dict[str, AdapterTensors] = {}
+    for key, tensor in state_dict.items():
+        parts = key.removeprefix(prefix).rsplit(".", 2)
+        if len(parts) == 3 and parts[1] in SAVED:
+            site, name, adapter_name = parts
+            found.setdefault(adapter_name, {}).setdefault(site, {})[name] = tensor
+    return found
+
+
+def check_adapter_tensors(tensors: AdapterTensors, layers: Mapping[str, NeuronTuneLayer], adapter_name: str) -> None:
+    """
+    Refuse tensors that do not fit the layers: sites, shapes, dtypes, ranges, repetitions, ranks, finiteness.
+
+    Args:
+        tensors (`dict[str, dict[str, torch.Tensor]]`): Site to name to tensor.
+        layers (`Mapping[str, NeuronTuneLayer]`): Site to the layer that the adapter is attached to.
+        adapter_name (`str`): The adapter.
+
+    Raises:
+        ValueError: At the first fault.
+    """
+    if set(tensors) != set(layers):
+        differing = sorted(set(tensors) ^ set(layers))
+        raise ValueError(
+            f"got an adapter with {len(tensors)} sites; expected the {len(layers)} of its configuration (differing: "
+            f"{differing[:3]}); load the adapter_config.json that was saved with these tensors"
+        )
+    ranks: dict[str, list[Tensor]] = {}
+    for site, layer in layers.items():
+        check_site_tensors(site, tensors[site], layer, adapter_name)
+        for role, part in layer.roles[adapter_name].items():
+            ranks.setdefault(role, []).append(tensors[site][RANK][part])
+    for role, parts in ranks.items():
+        check_ranks(role, parts)
+
+
+def check_site_tensors(site: str, tensors: Mapping[str, Tensor], layer: NeuronTuneLayer, adapter_name: str) -> None:
+    """
+    Refuse the tensors of one site.
+
+    Raises:
+        ValueError: Names site, tensor, what was found and what was expected.
+    """
+    count = layer.neurontune_delta[adapter_name].numel()
+    for name in SAVED:
+        if name not in tensors:
+            raise ValueError(
+                f"got no {name} at '{site}'; expected {', '.join(SAVED)}; download or save the adapter again"
+            )
+        shape, dtype = tuple(tensors[name].shape), tensors[name].dtype
+        if shape != (count,):
+            raise ValueError(
+                f"got {name} of shape {shape} at '{site}'; expected ({count},); load the adapter_config.json that was "
+                "saved with these tensors"
+            )
+        if dtype.is_floating_point != (name == DELTA) or dtype.is_complex or dtype is torch.bool:
+            wanted = "floating point" if name == DELTA else "integer"
+            raise ValueError(f"got {name} of dtype {dtype} at '{site}'; expected {wanted}; save the adapter again")
+    check_indices(site, tensors[INDEX], layer.width)
+    check_finite(site, tensors[DELTA])
+
+
+def discard_unloaded_adapter(model: nn.Module, layers: Mapping[str, NeuronTuneLayer], adapter_name: str) -> None:
+    """Detach an adapter whose tensors never arrived; one that already held numbers stays as it is."""
+    if not layers or any((layer.neurontune_index[adapter_name] != NOT_LOADED).any() for layer in layers.values()):
+        return
+    for name, layer in layers.items():
+        if set(layer.neurontune_delta) == {adapter_name}:
+            parent, _, child = _get_submodules(model, name)
+            setattr(parent, child, layer.base_layer)
+        else:
+            layer.delete_adapter(adapter_name)
+    peft_config = getattr(model, "peft_config", {})
+    peft_config.pop(adapter_name, None)
+    if not peft_config and hasattr(model, "peft_config"):
+        del model.peft_config
+        remove_load_check(model)

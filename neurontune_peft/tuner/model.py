@@ -1,0 +1,151 @@
+"""The tuner: which modules are wrapped, with which neurons, and the dials of an attached adapter."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, ClassVar, cast
+
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor, nn
+
+from neurontune_peft.neurons import Neurons
+from neurontune_peft.sites import find_sites
+from neurontune_peft.tuner.config import NeuronTuneConfig
+from neurontune_peft.tuner.dials import Dials
+from neurontune_peft.tuner.fingerprint import fingerprint
+from neurontune_peft.tuner.layer import Linear, NeuronTuneLayer
+from neurontune_peft.tuner.loading import install_load_check, remove_load_check
+from neurontune_peft.tuner.names import PREFIX
+from neurontune_peft.tuner.targets import (
+    base_of,
+    check_sites,
+    check_targets,
+    dense_neurons,
+    matching_modules,
+    selection_at,
+)
+
+
+class NeuronTuneModel(Dials, BaseTuner):
+    """
+    A model whose neurons are scaled by an adapter.
+
+    Several adapters can be active at once; a neuron's scale is then `1 + sum(strength * delta)`.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The model to be adapted.
+        config ([`NeuronTuneConfig`]): The configuration of the adapter.
+        adapter_name (`str`): The name of the adapter, defaults to `"default"`.
+        low_cpu_mem_usage (`bool`, *optional*, defaults to `False`): Create empty adapter weights on the meta device.
+
+    Returns:
+        `torch.nn.Module`: The model with the adapter attached.
+
+    Example:
+
+        ```py
+        >>> import neurontune_peft
+        >>> from peft import PeftModel
+        >>> from transformers import AutoModelForCausalLM
+
+        >>> model = AutoModelForCausalLM.from_pretrained("user/chat-model")
+        >>> model = PeftModel.from_pretrained(model, "user/adapter")
+        >>> model.set_strength(0.5)
+        ```
+    """
+
+    prefix: str = PREFIX
+    tuner_layer_cls = NeuronTuneLayer
+    # Sites are found on the model itself (`find_sites`), for any architecture.
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+
+    def _prepare_adapter_config(self, peft_config: NeuronTuneConfig, model_config: dict) -> NeuronTuneConfig:
+        if peft_config.target_modules is None and isinstance(peft_config.neurons, Neurons):
+            peft_config.target_modules = list(peft_config.neurons.sites)
+        elif peft_config.target_modules is None:
+            peft_config.target_modules = [
+                site.name for site in find_sites(self.model).values() if site.kind == "linear"
+            ]
+        return peft_config
+
+    def _prepare_model(self, peft_config: NeuronTuneConfig, model: nn.Module) -> None:
+        # PEFT calls this before it replaces the first module, so a refusal here leaves the model as it was.
+        targets = matching_modules(peft_config, model)
+        check_targets(peft_config, model, targets)
+        if peft_config.neuron_counts is None:
+            peft_config.neurons = dense_neurons(targets, peft_config.neuron_side)
+            peft_config.neuron_counts = peft_config.neurons.counts
+        if isinstance(peft_config.neurons, Neurons):
+            peft_config.site_widths = {site: peft_config.neurons.widths[site] for site in peft_config.neurons.sites}
+        check_sites(peft_config, targets)
+        self._check_fingerprint(peft_config, targets)
+
+    def _check_fingerprint(self, config: NeuronTuneConfig, targets: dict[str, nn.Module]) -> None:
+        found = fingerprint({name: cast(Tensor, base_of(module).weight) for name, module in targets.items()})
+        if config.base_model_fingerprint is None:
+            config.base_model_fingerprint = found
+        elif found not in (None, config.base_model_fingerprint):
+            name = getattr(getattr(self.model, "config", None), "_name_or_path", None) or type(self.model).__name__
+            message = (
+                f"got base model '{name}' (weights {found:.12}); expected '{config.base_model_name_or_path}' (weights "
+                f"{config.base_model_fingerprint:.12}), for which this adapter was made; load that model or tune again"
+            )
+            if config.strict:
+                raise ValueError(message)
+            warnings.warn(message, stacklevel=2)
+
+    def _create_and_replace(
+        self,
+        peft_config: NeuronTuneConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **optional_kwargs: Any,
+    ) -> None:
+        selected = selection_at(peft_config, current_key)
+        if not selected:
+            return
+        layer = target if isinstance(target, NeuronTuneLayer) else Linear(target, neuron_side=peft_config.neuron_side)
+        layer.update_layer(
+            adapter_name,
+            selected=selected,
+            init_weights=peft_config.init_weights,
+            inference_mode=peft_config.inference_mode,
+        )
+        if layer is not target:
+            if adapter_name not in self.active_adapters:
+                layer.requires_grad_(False)
+            self._replace_module(parent, target_name, layer, target)
+
+    def _post_injection_hook(self, model: nn.Module, config: NeuronTuneConfig, adapter_name: str) -> None:
+        # On the base model, not on this tuner: `inject_adapter_in_model` throws the tuner away.
+        install_load_check(model)
+
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
+        model = super().merge_and_unload(*args, **kwargs)
+        remove_load_check(model)
+        return model
+
+    def unload(self) -> nn.Module:
+        model = super().unload()
+        remove_load_check(model)
+        return model
+
+    def get_neurons(self, adapter_name: str = "default") -> Neurons:
+        """
+        The neurons of an adapter with their ranks.
+
+        Args:
+            adapter_name (`str`, *optional*, defaults to `"default"`): The adapter.
+        """
+        indices: dict[str, dict[str, Tensor]] = {}
+        ranks: dict[str, dict[str, Tensor]] = {}
+        layers = self.neuron_layers(adapter_name)
+        for site, layer in layers.items():
+            for role, part in layer.roles[adapter_name].items():
+                indices.setdefault(role, {})[site] = layer.neurontune_index[adapter_name][part].long().cpu()
+                ranks.setdefault(role, {})[site] = layer.neurontune_rank[adapter_name][part].long().cpu()
+        widths = {site: layer.width for site, layer in layers.items()}
+        return Neurons(indices=indices, ranks=ranks, widths=widths)

@@ -1,0 +1,116 @@
+"""Which modules an adapter wraps, checked before the first of them is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_target_module_exists
+from peft.utils import resolve_quantization_backend
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from neurontune_peft.neurons import Neurons
+from neurontune_peft.tuner.config import NeuronTuneConfig
+from neurontune_peft.tuner.layer import NeuronTuneLayer
+from neurontune_peft.tuner.names import DENSE_ROLE, NOT_LOADED
+
+
+def matching_modules(config: NeuronTuneConfig, model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that the configuration targets, in the model's order; adapter internals are never among them."""
+    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name and not name.startswith(inside) and check_target_module_exists(config, name)
+    }
+
+
+def base_of(module: nn.Module) -> nn.Module:
+    """The module under any tuner layers."""
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def width_of(module: nn.Module, neuron_side: str) -> int:
+    """Number of neurons of a module on the given side."""
+    return int(_get_in_out_features(base_of(module))[0 if neuron_side == "input" else 1])
+
+
+def check_targets(config: NeuronTuneConfig, model: nn.Module, targets: Mapping[str, nn.Module]) -> None:
+    """
+    Refuse targets that name nothing or cannot be wrapped.
+
+    Raises:
+        ValueError: When an entry of `target_modules` matches no module.
+        TypeError: When a target is no linear module, or is already wrapped by another method.
+    """
+    names = [name for name, _ in model.named_modules()]
+    wanted = config.target_modules if isinstance(config.target_modules, (list, set)) else []
+    unknown = [entry for entry in wanted if not any(name == entry or name.endswith(f".{entry}") for name in names)]
+    if unknown or not targets:
+        linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))})
+        raise ValueError(
+            f"got target_modules={unknown or config.target_modules!r}, which match no module (exclude_modules="
+            f"{config.exclude_modules!r}, layers_to_transform={config.layers_to_transform!r}); expected names such as "
+            f"{linear[:12]}; correct target_modules, or leave it out to have the sites found"
+        )
+    for name, module in targets.items():
+        base = base_of(module)
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, NeuronTuneLayer):
+            raise TypeError(
+                f"got '{name}', already wrapped by {type(module).__module__.split('.')[-2]}; expected a plain module, "
+                "as merging two methods into one weight would be wrong; merge and unload the other adapter first"
+            )
+        if not isinstance(base, (nn.Linear, Conv1D)) and resolve_quantization_backend(base) is None:
+            raise TypeError(
+                f"got '{name}' of type {type(base).__name__}; expected nn.Linear or Conv1D; choose other "
+                "target_modules"
+            )
+
+
+def dense_neurons(targets: Mapping[str, nn.Module], neuron_side: str) -> Neurons:
+    """Every neuron of every target, in the order of sites and indices, under one role."""
+    widths = {name: width_of(module, neuron_side) for name, module in targets.items()}
+    indices = {name: torch.arange(width) for name, width in widths.items()}
+    starts = dict(zip(widths, torch.tensor([0, *widths.values()]).cumsum(0).tolist(), strict=False))
+    ranks = {name: index + starts[name] for name, index in indices.items()}
+    return Neurons(indices={DENSE_ROLE: indices}, ranks={DENSE_ROLE: ranks}, widths=widths)
+
+
+def check_sites(config: NeuronTuneConfig, targets: Mapping[str, nn.Module]) -> None:
+    """
+    Refuse neurons of sites that are not targeted or have another width on this model.
+
+    Raises:
+        ValueError: Names the site.
+    """
+    sites = {site for per_site in (config.neuron_counts or {}).values() for site in per_site}
+    if not sites <= set(targets):
+        raise ValueError(
+            f"got neurons at {sorted(sites - set(targets))[:3]}; expected sites among {list(targets)[:3]} …; use "
+            "neurons of this model, and target_modules that cover them"
+        )
+    for site, width in (config.site_widths or {}).items():
+        found = width_of(targets[site], config.neuron_side) if site in targets else width
+        if width != found:
+            raise ValueError(
+                f"got neurons of '{site}' with width {width}; expected {found}, the width in this model; use the "
+                "model for which they were selected"
+            )
+
+
+def selection_at(config: NeuronTuneConfig, site: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """
+    Indices and ranks per role at one site; `NOT_LOADED` where a file will bring them.
+
+    Returns:
+        `dict[str, tuple[torch.Tensor, torch.Tensor]]`: Empty when the adapter has no neurons there.
+    """
+    if isinstance(config.neurons, Neurons):
+        indices, ranks = config.neurons.indices, config.neurons.ranks
+        held = {role: (indices[role][site], ranks[role][site]) for role in indices if site in indices[role]}
+        return {role: pair for role, pair in held.items() if pair[0].numel()}
+    counts = {role: per_site[site] for role, per_site in (config.neuron_counts or {}).items() if site in per_site}
+    return {
+        role: (torch.full((count,), NOT_LOADED), torch.full((count,), NOT_LOADED)) for role, count in counts.items()
+    }

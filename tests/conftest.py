@@ -1,0 +1,10 @@
+"""Settings of every test: offline, and few threads, as tests may run side by side."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+
+torch.set_num_threads(1)
