@@ -133,6 +133,8 @@ class NeuronTuneConfig(PeftConfig):
             ValueError: When the adapter file is damaged, or the configuration is of a newer format.
         """
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        if not isinstance(config, cls):  # PEFT follows the file's own peft_type
+            return config
         weights = Path(pretrained_model_name_or_path, subfolder or "", SAFETENSORS_WEIGHTS_NAME)
         if weights.is_file():
             check_adapter_file(weights)

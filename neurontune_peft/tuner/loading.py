@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,7 +49,9 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], prefix:
     for adapter_name, tensors in tensors_by_adapter(state_dict, prefix).items():
         attached = {name: layer for name, layer in layers.items() if adapter_name in layer.neurontune_delta}
         try:
-            check_adapter_tensors(tensors, attached, adapter_name)
+            check_adapter_tensors(
+                tensors, {n: SiteLayout(m.roles[adapter_name], m.width) for n, m in attached.items()}
+            )
         except ValueError:
             discard_unloaded_adapter(model, attached, adapter_name)
             raise
@@ -65,56 +68,73 @@ def tensors_by_adapter(state_dict: Mapping[str, Tensor], prefix: str) -> dict[st
     return found
 
 
-def check_adapter_tensors(tensors: AdapterTensors, layers: Mapping[str, NeuronTuneLayer], adapter_name: str) -> None:
+@dataclass(frozen=True)
+class SiteLayout:
     """
-    Refuse tensors that do not fit the layers: sites, shapes, dtypes, ranges, repetitions, ranks, finiteness.
+    What the tensors of one site must look like.
+
+    Args:
+        roles (`Mapping[str, slice]`): Role to its slice of the site's neurons.
+        width (`int`): Number of neurons that the site has in all.
+    """
+
+    roles: Mapping[str, slice]
+    width: int
+
+    @property
+    def count(self) -> int:
+        """Number of selected neurons."""
+        return max((part.stop for part in self.roles.values()), default=0)
+
+
+def check_adapter_tensors(tensors: AdapterTensors, layouts: Mapping[str, SiteLayout]) -> None:
+    """
+    Refuse tensors that do not fit: sites, shapes, dtypes, ranges, repetitions, ranks, finiteness.
 
     Args:
         tensors (`dict[str, dict[str, torch.Tensor]]`): Site to name to tensor.
-        layers (`Mapping[str, NeuronTuneLayer]`): Site to the layer that the adapter is attached to.
-        adapter_name (`str`): The adapter.
+        layouts (`Mapping[str, SiteLayout]`): Site to what is expected there.
 
     Raises:
         ValueError: At the first fault.
     """
-    if set(tensors) != set(layers):
-        differing = sorted(set(tensors) ^ set(layers))
+    if set(tensors) != set(layouts):
+        differing = sorted(set(tensors) ^ set(layouts))
         raise ValueError(
-            f"got an adapter with {len(tensors)} sites; expected the {len(layers)} of its configuration (differing: "
+            f"got an adapter with {len(tensors)} sites; expected the {len(layouts)} of its configuration (differing: "
             f"{differing[:3]}); load the adapter_config.json that was saved with these tensors"
         )
     ranks: dict[str, list[Tensor]] = {}
-    for site, layer in layers.items():
-        check_site_tensors(site, tensors[site], layer, adapter_name)
-        for role, part in layer.roles[adapter_name].items():
+    for site, layout in layouts.items():
+        check_site_tensors(site, tensors[site], layout)
+        for role, part in layout.roles.items():
             ranks.setdefault(role, []).append(tensors[site][RANK][part])
     for role, parts in ranks.items():
         check_ranks(role, parts)
 
 
-def check_site_tensors(site: str, tensors: Mapping[str, Tensor], layer: NeuronTuneLayer, adapter_name: str) -> None:
+def check_site_tensors(site: str, tensors: Mapping[str, Tensor], layout: SiteLayout) -> None:
     """
     Refuse the tensors of one site.
 
     Raises:
         ValueError: Names site, tensor, what was found and what was expected.
     """
-    count = layer.neurontune_delta[adapter_name].numel()
     for name in SAVED:
         if name not in tensors:
             raise ValueError(
                 f"got no {name} at '{site}'; expected {', '.join(SAVED)}; download or save the adapter again"
             )
         shape, dtype = tuple(tensors[name].shape), tensors[name].dtype
-        if shape != (count,):
+        if shape != (layout.count,):
             raise ValueError(
-                f"got {name} of shape {shape} at '{site}'; expected ({count},); load the adapter_config.json that was "
-                "saved with these tensors"
+                f"got {name} of shape {shape} at '{site}'; expected ({layout.count},); load the adapter_config.json "
+                "that was saved with these tensors"
             )
         if dtype.is_floating_point != (name == DELTA) or dtype.is_complex or dtype is torch.bool:
             wanted = "floating point" if name == DELTA else "integer"
             raise ValueError(f"got {name} of dtype {dtype} at '{site}'; expected {wanted}; save the adapter again")
-    check_indices(site, tensors[INDEX], layer.width)
+    check_indices(site, tensors[INDEX], layout.width)
     check_finite(site, tensors[DELTA])
 
 

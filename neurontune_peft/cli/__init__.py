@@ -1,0 +1,5 @@
+"""The command line: `neurontune tune | evaluate | inspect`."""
+
+from neurontune_peft.cli.main import main
+
+__all__ = ["main"]

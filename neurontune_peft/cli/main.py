@@ -1,0 +1,44 @@
+"""One grammar for all commands; errors are one line on stderr, results go to stdout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from neurontune_peft.cli.evaluate import Evaluate
+from neurontune_peft.cli.inspect import Inspect
+from neurontune_peft.cli.tune import Tune
+
+Command = (
+    Annotated[Tune, tyro.conf.subcommand("tune")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """
+    Run a command.
+
+    Args:
+        args (`Sequence[str]`, *optional*): The words after the program's name; those of the process by default.
+
+    Returns:
+        `int`: Exit code, 0 when all went well and 2 when the call or its files were wrong.
+    """
+    command: Tune | Evaluate | Inspect = tyro.cli(
+        Command,
+        args=args,
+        prog="neurontune",
+        description="Neuron-level safety tuning for causal language models.",
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+    )
+    try:
+        command.run()
+    except (ValueError, OSError) as error:
+        print(f"neurontune: {error}", file=sys.stderr)
+        return 2
+    return 0
