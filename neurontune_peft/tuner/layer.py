@@ -1,4 +1,4 @@
-"""The arithmetic: scaling the neurons of one module, on the fly or in its weights."""
+"""What every wrapped module holds for its neurons, and the arithmetic of scaling them on the fly."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from neurontune_peft.checks import check_indices
 from neurontune_peft.tuner.names import NOT_LOADED
+from neurontune_peft.tuner.rows import RowPlan
 
 
 @dataclass(frozen=True)
@@ -202,102 +203,59 @@ class NeuronTuneLayer(BaseTunerLayer):
             total = total.index_add(0, self.neurontune_index[name], self.scale(name) - 1)
         return total
 
+    def scale_neurons_by_row(self, hidden: Tensor, plan: RowPlan) -> Tensor:
+        """
+        As [`scale_neurons`], with adapter and strength of each row taken from a plan.
+
+        Args:
+            hidden (`torch.Tensor`): Shape `(R, ..., width)`, where the R rows repeat the plan's B rows in order.
+            plan (`RowPlan`): What each row asks for.
+
+        Returns:
+            `torch.Tensor`: A new tensor of the same shape and dtype.
+        """
+        if id(self) not in plan.tables:
+            plan.tables[id(self)] = self.row_scales(plan)
+        index, table = plan.tables[id(self)]  # (U,), (B, U)
+        precision = torch.promote_types(hidden.dtype, torch.float32)
+        chosen = (hidden[..., index].to(precision) * plan.expanded(table, hidden)).to(hidden.dtype)  # (R, ..., U)
+        scaled = hidden.clone()  # (R, ..., F)
+        scaled[..., index] = chosen
+        return scaled
+
+    def row_scales(self, plan: RowPlan) -> tuple[Tensor, Tensor]:
+        """
+        Neurons that any row of a plan scales, and by how much each row scales them.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: Indices of shape `(U,)`, and scales of shape `(B, U)`, float32.
+        """
+        names = self.active_adapters if plan.adapter_names is None else sorted(set(plan.adapter_names))
+        held = [name for name in names if name in self.neurontune_delta]
+        if len(held) == 1:
+            index = self.neurontune_index[held[0]]
+            changes = (self.scale(held[0]) - 1).unsqueeze(0)  # (A, U)
+        else:
+            index = torch.cat([self.neurontune_index[name] for name in held]).unique()
+            changes = torch.stack([self.combined_scale([name])[index] - 1 for name in held])
+        if plan.adapter_names is None:
+            table = changes.sum(dim=0, keepdim=True).expand(plan.rows, -1)  # (B, U)
+        else:  # one more row of zeros for requests whose adapter has no neurons here
+            place = [held.index(name) if name in held else len(held) for name in plan.adapter_names]
+            table = torch.cat([changes, torch.zeros_like(changes[:1])])[torch.tensor(place, device=changes.device)]
+        if plan.strengths is not None:
+            table = plan.strengths.to(table.device).unsqueeze(1) * table
+        return index, 1 + table
+
+    def acts_on(self, plan: RowPlan) -> bool:
+        """Whether any row of a plan scales neurons of this layer."""
+        names = self.active_adapters if plan.adapter_names is None else plan.adapter_names
+        return any(name in self.neurontune_delta for name in names)
+
     def extra_repr(self) -> str:
         return (
             f"neuron_side={self.neuron_side!r}, neurons={ {n: d.numel() for n, d in self.neurontune_delta.items()} }"
         )
-
-
-class Linear(nn.Module, NeuronTuneLayer):
-    """A Linear, Conv1D or quantised linear module with scaled neurons."""
-
-    def __init__(self, base_layer: nn.Module, *, neuron_side: str = "input") -> None:
-        super().__init__()
-        NeuronTuneLayer.__init__(self, base_layer, neuron_side=neuron_side)
-
-    def train(self, mode: bool = True) -> Linear:
-        # transformers' load_adapter sets tensors one by one, past every state-dict hook, and then calls eval().
-        self.check_loaded()
-        super().train(mode)
-        return self
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.disable_adapters:
-            if self.merged:
-                self.unmerge()
-            return self.base_layer(x, *args, **kwargs)
-        names = [] if self.merged else [name for name in self.active_adapters if name in self.neurontune_delta]
-        if not names:
-            return self.base_layer(x, *args, **kwargs)
-        if self.neuron_side == "input":
-            return self.base_layer(self.scale_neurons(x, names), *args, **kwargs)
-        return self.scale_neurons(self.base_layer(x, *args, **kwargs), names)
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """
-        Fold the scales into the base weights; what they replace is kept, so that unmerging is exact.
-
-        Args:
-            safe_merge (`bool`, *optional*, defaults to `False`): Look for NaN and infinite values before writing.
-            adapter_names (`list[str]`, *optional*): Adapters to merge; the active ones by default.
-
-        Raises:
-            ValueError: When the adapter was never loaded, or `safe_merge` finds a value that is not finite.
-        """
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.neurontune_delta]
-        if not names:
-            return
-        self.check_loaded()
-        merged = [*self.merged_adapters, *names]
-        index = torch.cat([self.neurontune_index[name] for name in merged]).unique().long()
-        if bool((index == NOT_LOADED).any()):
-            raise ValueError(
-                f"got adapter {names} without tensors; expected a loaded one; load its file before merging"
-            )
-        self.restore_weights()
-        replaced = {key: part.index_select(dim, index) for key, (part, dim) in self.scaled_tensors().items()}
-        scale = self.combined_scale(merged).detach()[index]
-        scaled = {key: scale_slices(part, scale, self.scaled_tensors()[key][1]) for key, part in replaced.items()}
-        if safe_merge and not all(torch.isfinite(part).all() for part in scaled.values()):
-            raise ValueError(f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken")
-        self.write_weights(scaled, index)
-        self._before_merge = {"index": index, **replaced}
-        self.merged_adapters = merged
-
-    def unmerge(self) -> None:
-        """Put back the very values that merging replaced."""
-        self.restore_weights()
-        self.merged_adapters = []
-
-    def scaled_tensors(self) -> dict[str, tuple[Tensor, int]]:
-        """The tensors that merging changes, each with the dimension that counts neurons."""
-        tensors = {"weight": (self.get_base_weight(), self.neuron_dim)}
-        bias = getattr(self.get_base_layer(), "bias", None)
-        if self.neuron_side == "output" and bias is not None:
-            tensors["bias"] = (bias.data, 0)
-        return tensors
-
-    def write_weights(self, slices: Mapping[str, Tensor], index: Tensor) -> None:
-        """Write slices of the neurons `index` (int64, shape `(k,)`) into the base weights in place."""
-        for key, (part, dim) in self.scaled_tensors().items():
-            part.index_copy_(dim, index.to(part.device), slices[key].to(part))
-
-    def restore_weights(self) -> None:
-        """Undo a merge in the weights, if there is one, without forgetting which adapters it held."""
-        if self._before_merge is not None:
-            kept, self._before_merge = self._before_merge, None
-            self.write_weights(kept, kept["index"])
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        return self.neuron_side == "input" or getattr(self.get_base_layer(), "bias", None) is None
-
-    def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """The change of the weight that the adapter stands for: zero but for the slices of its neurons."""
-        weight = self.get_base_weight()
-        change = torch.zeros_like(weight)
-        index = self.neurontune_index[adapter_name].long()
-        part = scale_slices(weight.index_select(self.neuron_dim, index), self.scale(adapter_name) - 1, self.neuron_dim)
-        return change.index_copy_(self.neuron_dim, index, part)
 
 
 def scale_slices(part: Tensor, scale: Tensor, dim: int) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
 from peft.tuners.tuners_utils import BaseTuner
@@ -13,9 +15,18 @@ from neurontune_peft.sites import find_sites
 from neurontune_peft.tuner.config import NeuronTuneConfig
 from neurontune_peft.tuner.dials import Dials
 from neurontune_peft.tuner.fingerprint import fingerprint
-from neurontune_peft.tuner.layer import Linear, NeuronTuneLayer
+from neurontune_peft.tuner.layer import NeuronTuneLayer
+from neurontune_peft.tuner.linear import Linear
 from neurontune_peft.tuner.loading import install_load_check, remove_load_check
 from neurontune_peft.tuner.names import PREFIX
+from neurontune_peft.tuner.rows import (
+    CURRENT,
+    RowPlan,
+    adapter_names_for_saved_modules,
+    check_row_count,
+    make_plan,
+    row_plan,
+)
 from neurontune_peft.tuner.targets import (
     base_of,
     check_sites,
@@ -122,6 +133,53 @@ class NeuronTuneModel(Dials, BaseTuner):
     def _post_injection_hook(self, model: nn.Module, config: NeuronTuneConfig, adapter_name: str) -> None:
         # On the base model, not on this tuner: `inject_adapter_in_model` throws the tuner away.
         install_load_check(model)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        # PEFT enters this around every forward pass and generation, with the call's keyword arguments.
+        plan = self._plan(kwargs.get("adapter_names"), kwargs.get("neurontune_strength"))
+        with row_plan(plan), adapter_names_for_saved_modules(self.model, kwargs.get("adapter_names")):
+            yield
+
+    def _plan(self, adapter_names: Sequence[str] | None, strengths: Any) -> RowPlan | None:
+        if adapter_names is None and strengths is None:
+            return CURRENT.plan
+        layers = [module for module in self.model.modules() if isinstance(module, NeuronTuneLayer)]
+        if self.training or any(layer.merged for layer in layers):
+            state = "in training mode" if self.training else "with a merged adapter"
+            raise ValueError(
+                f"got adapter_names or neurontune_strength for a model {state}; expected one in evaluation mode with "
+                "unmerged adapters; call eval() and unmerge_adapter() first"
+            )
+        device = layers[0].neurontune_delta[next(iter(layers[0].neurontune_delta))].device
+        return make_plan(adapter_names=adapter_names, strengths=strengths, known=list(self.peft_config), device=device)
+
+    @contextmanager
+    def strength_per_row(self, strengths: Sequence[float] | Tensor) -> Iterator[None]:
+        """
+        Give each request of a batch its own strength for the duration of a `with` block.
+
+        The same as the argument `neurontune_strength` of a call, for code that makes the call itself, such as a
+        pipeline. Other threads are not affected.
+
+        Args:
+            strengths (`Sequence[float]` or `torch.Tensor`): One strength per request, shape `(B,)`.
+
+        Raises:
+            ValueError: When a strength is not finite, or the model is merged or in training mode.
+        """
+        with row_plan(self._plan(None, strengths)):
+            yield
+
+    def forward(self, *args: Any, neurontune_strength: Any = None, **kwargs: Any) -> Any:
+        check_row_count(CURRENT.plan, args, kwargs)
+        return super().forward(*args, **kwargs)
+
+    def generate(self, *args: Any, neurontune_strength: Any = None, **kwargs: Any) -> Any:
+        """The base model's `generate`; PEFT has put the strengths into the plan of this call already."""
+        check_row_count(CURRENT.plan, args, kwargs)
+        model: Any = self.model
+        return model.generate(*args, **kwargs)
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
         model = super().merge_and_unload(*args, **kwargs)
