@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from neurontune_peft.checks import check_indices
 from neurontune_peft.tuner.names import NOT_LOADED
-from neurontune_peft.tuner.rows import RowPlan
+from neurontune_peft.tuner.rows import CURRENT, RowPlan
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class NeuronTuneLayer(BaseTunerLayer):
 
         def get_base_weight(self) -> Tensor: ...
 
-    def __init__(self, base_layer: nn.Module, *, neuron_side: str = "input") -> None:
+    def __init__(self, base_layer: nn.Module, *, width: int) -> None:
         self.base_layer = base_layer
         self.neurontune_delta = nn.ParameterDict({})
         self.neurontune_index = BufferDict(persistent=True)
@@ -68,11 +67,7 @@ class NeuronTuneLayer(BaseTunerLayer):
         self.quantization_backend = resolve_quantization_backend(base_layer)
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
-        self.in_features, self.out_features = _get_in_out_features(base_layer)
-        self.neuron_side = neuron_side
-        self.width: int = self.in_features if neuron_side == "input" else self.out_features
-        # A Conv1D stores (in, out), a Linear (out, in).
-        self.neuron_dim = int((neuron_side == "input") != isinstance(base_layer, Conv1D))
+        self.width = width  # number of neurons that the module has in all
         self._unchecked: set[str] = set()
         self._before_merge: dict[str, Tensor] | None = None
 
@@ -120,8 +115,8 @@ class NeuronTuneLayer(BaseTunerLayer):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # The base class also casts to the base layer's dtype, which would round float32 deltas through bfloat16.
-        device = device or self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
-        if device is None or device.type == "meta":
+        device = device or next(self.get_base_layer().parameters()).device
+        if device.type == "meta":
             return
         for name in ("neurontune_delta", "neurontune_index", "neurontune_rank", "neurontune_strength"):
             held = getattr(self, name)
@@ -214,14 +209,18 @@ class NeuronTuneLayer(BaseTunerLayer):
         Returns:
             `torch.Tensor`: A new tensor of the same shape and dtype.
         """
-        if id(self) not in plan.tables:
-            plan.tables[id(self)] = self.row_scales(plan)
-        index, table = plan.tables[id(self)]  # (U,), (B, U)
+        index, table = self.table_for(plan)  # (U,), (B, U)
         precision = torch.promote_types(hidden.dtype, torch.float32)
         chosen = (hidden[..., index].to(precision) * plan.expanded(table, hidden)).to(hidden.dtype)  # (R, ..., U)
         scaled = hidden.clone()  # (R, ..., F)
         scaled[..., index] = chosen
         return scaled
+
+    def table_for(self, plan: RowPlan) -> tuple[Tensor, Tensor]:
+        """[`row_scales`], worked out once per call."""
+        if id(self) not in plan.tables:
+            plan.tables[id(self)] = self.row_scales(plan)
+        return plan.tables[id(self)]
 
     def row_scales(self, plan: RowPlan) -> tuple[Tensor, Tensor]:
         """
@@ -252,18 +251,16 @@ class NeuronTuneLayer(BaseTunerLayer):
         names = self.active_adapters if plan.adapter_names is None else plan.adapter_names
         return any(name in self.neurontune_delta for name in names)
 
+    def scaled(self, hidden: Tensor) -> Tensor:
+        """Neurons under the adapters that act now: those of the call's row plan, or else the active ones."""
+        plan = CURRENT.plan
+        if plan is not None:
+            return self.scale_neurons_by_row(hidden, plan) if self.acts_on(plan) else hidden
+        names = [] if self.merged else [name for name in self.active_adapters if name in self.neurontune_delta]
+        return self.scale_neurons(hidden, names) if names else hidden
+
     def extra_repr(self) -> str:
-        return (
-            f"neuron_side={self.neuron_side!r}, neurons={ {n: d.numel() for n, d in self.neurontune_delta.items()} }"
-        )
-
-
-def scale_slices(part: Tensor, scale: Tensor, dim: int) -> Tensor:
-    """Multiply slices along `dim` by `scale` (shape `(k,)`) in float32 and round once to the dtype of `part`."""
-    shape = [1] * part.ndim
-    shape[dim] = -1
-    precision = torch.promote_types(part.dtype, torch.float32)
-    return (part.to(precision) * scale.detach().to(part.device).view(shape)).to(part.dtype)
+        return f"neurons={ {name: delta.numel() for name, delta in self.neurontune_delta.items()} }"
 
 
 def check_finite(site: str, delta: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""A linear module with scaled neurons: scaled on the fly, or in its weights."""
+"""A linear module with scaled neurons."""
 
 from __future__ import annotations
 
@@ -6,26 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import check_adapters_to_merge
+from peft.tuners.tuners_utils import _get_in_out_features
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from neurontune_peft.tuner.layer import NeuronTuneLayer, scale_slices
-from neurontune_peft.tuner.names import NOT_LOADED
-from neurontune_peft.tuner.rows import CURRENT
+from neurontune_peft.tuner.merge import MergeableLayer, scale_slices
 
 
-class Linear(nn.Module, NeuronTuneLayer):
+class Linear(MergeableLayer):
     """A Linear, Conv1D or quantised linear module with scaled neurons."""
 
     def __init__(self, base_layer: nn.Module, *, neuron_side: str = "input") -> None:
-        super().__init__()
-        NeuronTuneLayer.__init__(self, base_layer, neuron_side=neuron_side)
-
-    def train(self, mode: bool = True) -> Linear:
-        # transformers' load_adapter sets tensors one by one, past every state-dict hook, and then calls eval().
-        self.check_loaded()
-        super().train(mode)
-        return self
+        in_features, out_features = _get_in_out_features(base_layer)
+        super().__init__(base_layer, width=in_features if neuron_side == "input" else out_features)
+        self.in_features, self.out_features = in_features, out_features
+        self.neuron_side = neuron_side
+        # A Conv1D stores (in, out), a Linear (out, in).
+        self.neuron_dim = int((neuron_side == "input") != isinstance(base_layer, Conv1D))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters:
@@ -36,76 +33,34 @@ class Linear(nn.Module, NeuronTuneLayer):
             return self.base_layer(self.scaled(x), *args, **kwargs)
         return self.scaled(self.base_layer(x, *args, **kwargs))
 
-    def scaled(self, hidden: Tensor) -> Tensor:
-        """Neurons under the adapters that act now: those of the call's row plan, or else the active ones."""
-        plan = CURRENT.plan
-        if plan is not None:
-            return self.scale_neurons_by_row(hidden, plan) if self.acts_on(plan) else hidden
-        names = [] if self.merged else [name for name in self.active_adapters if name in self.neurontune_delta]
-        return self.scale_neurons(hidden, names) if names else hidden
+    def read_slices(self, index: Tensor) -> dict[str, Tensor]:
+        slices = {"weight": self.get_base_weight().index_select(self.neuron_dim, index).movedim(self.neuron_dim, 0)}
+        if (bias := self._scaled_bias()) is not None:
+            slices["bias"] = bias.index_select(0, index)
+        return slices
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """
-        Fold the scales into the base weights; what they replace is kept, so that unmerging is exact.
+    def write_slices(self, slices: Mapping[str, Tensor], index: Tensor) -> None:
+        weight = self.get_base_weight()
+        place = index.to(weight.device)
+        weight.index_copy_(self.neuron_dim, place, slices["weight"].to(weight).movedim(0, self.neuron_dim))
+        if (bias := self._scaled_bias()) is not None:
+            bias.index_copy_(0, place, slices["bias"].to(bias))
 
-        Args:
-            safe_merge (`bool`, *optional*, defaults to `False`): Look for NaN and infinite values before writing.
-            adapter_names (`list[str]`, *optional*): Adapters to merge; the active ones by default.
-
-        Raises:
-            ValueError: When the adapter was never loaded, or `safe_merge` finds a value that is not finite.
-        """
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.neurontune_delta]
-        if not names:
-            return
-        self.check_loaded()
-        merged = [*self.merged_adapters, *names]
-        index = torch.cat([self.neurontune_index[name] for name in merged]).unique().long()
-        if bool((index == NOT_LOADED).any()):
-            raise ValueError(
-                f"got adapter {names} without tensors; expected a loaded one; load its file before merging"
-            )
-        self.restore_weights()
-        replaced = {key: part.index_select(dim, index) for key, (part, dim) in self.scaled_tensors().items()}
-        scale = self.combined_scale(merged).detach()[index]
-        scaled = {key: scale_slices(part, scale, self.scaled_tensors()[key][1]) for key, part in replaced.items()}
-        if safe_merge and not all(torch.isfinite(part).all() for part in scaled.values()):
-            raise ValueError(f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken")
-        self.write_weights(scaled, index)
-        self._before_merge = {"index": index, **replaced}
-        self.merged_adapters = merged
-
-    def unmerge(self) -> None:
-        """Put back the very values that merging replaced."""
-        self.restore_weights()
-        self.merged_adapters = []
-
-    def scaled_tensors(self) -> dict[str, tuple[Tensor, int]]:
-        """The tensors that merging changes, each with the dimension that counts neurons."""
-        tensors = {"weight": (self.get_base_weight(), self.neuron_dim)}
+    def _scaled_bias(self) -> Tensor | None:
         bias = getattr(self.get_base_layer(), "bias", None)
-        if self.neuron_side == "output" and bias is not None:
-            tensors["bias"] = (bias.data, 0)
-        return tensors
-
-    def write_weights(self, slices: Mapping[str, Tensor], index: Tensor) -> None:
-        """Write slices of the neurons `index` (int64, shape `(k,)`) into the base weights in place."""
-        for key, (part, dim) in self.scaled_tensors().items():
-            part.index_copy_(dim, index.to(part.device), slices[key].to(part))
-
-    def restore_weights(self) -> None:
-        """Undo a merge in the weights, if there is one, without forgetting which adapters it held."""
-        if self._before_merge is not None:
-            kept, self._before_merge = self._before_merge, None
-            self.write_weights(kept, kept["index"])
+        return bias.data if self.neuron_side == "output" and bias is not None else None
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        return self.neuron_side == "input" or getattr(self.get_base_layer(), "bias", None) is None
+        """Scaling a bias is not a change of the weight, so it cannot become a LoRA."""
+        return self._scaled_bias() is None
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """The change of the weight that the adapter stands for: zero but for the slices of its neurons."""
-        weight = self.get_base_weight()
-        change = torch.zeros_like(weight)
         index = self.neurontune_index[adapter_name].long()
-        part = scale_slices(weight.index_select(self.neuron_dim, index), self.scale(adapter_name) - 1, self.neuron_dim)
-        return change.index_copy_(self.neuron_dim, index, part)
+        part = scale_slices(self.read_slices(index)["weight"], self.scale(adapter_name) - 1)
+        return torch.zeros_like(self.get_base_weight()).index_copy_(
+            self.neuron_dim, index, part.movedim(0, self.neuron_dim)
+        )
+
+    def extra_repr(self) -> str:
+        return f"neuron_side={self.neuron_side!r}, {super().extra_repr()}"

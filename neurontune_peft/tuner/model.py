@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from neurontune_peft.tuner.config import NeuronTuneConfig
 from neurontune_peft.tuner.dials import Dials
 from neurontune_peft.tuner.fingerprint import fingerprint
 from neurontune_peft.tuner.layer import NeuronTuneLayer
-from neurontune_peft.tuner.linear import Linear
 from neurontune_peft.tuner.loading import install_load_check, remove_load_check
 from neurontune_peft.tuner.names import PREFIX
 from neurontune_peft.tuner.rows import (
@@ -28,12 +27,13 @@ from neurontune_peft.tuner.rows import (
     row_plan,
 )
 from neurontune_peft.tuner.targets import (
-    base_of,
     check_sites,
     check_targets,
     dense_neurons,
     matching_modules,
+    scaled_weight,
     selection_at,
+    wrap,
 )
 
 
@@ -74,9 +74,7 @@ class NeuronTuneModel(Dials, BaseTuner):
         if peft_config.target_modules is None and isinstance(peft_config.neurons, Neurons):
             peft_config.target_modules = list(peft_config.neurons.sites)
         elif peft_config.target_modules is None:
-            peft_config.target_modules = [
-                site.name for site in find_sites(self.model).values() if site.kind == "linear"
-            ]
+            peft_config.target_modules = list(find_sites(self.model))
         return peft_config
 
     def _prepare_model(self, peft_config: NeuronTuneConfig, model: nn.Module) -> None:
@@ -92,7 +90,7 @@ class NeuronTuneModel(Dials, BaseTuner):
         self._check_fingerprint(peft_config, targets)
 
     def _check_fingerprint(self, config: NeuronTuneConfig, targets: dict[str, nn.Module]) -> None:
-        found = fingerprint({name: cast(Tensor, base_of(module).weight) for name, module in targets.items()})
+        found = fingerprint({name: scaled_weight(module) for name, module in targets.items()})
         if config.base_model_fingerprint is None:
             config.base_model_fingerprint = found
         elif found not in (None, config.base_model_fingerprint):
@@ -118,7 +116,7 @@ class NeuronTuneModel(Dials, BaseTuner):
         selected = selection_at(peft_config, current_key)
         if not selected:
             return
-        layer = target if isinstance(target, NeuronTuneLayer) else Linear(target, neuron_side=peft_config.neuron_side)
+        layer = target if isinstance(target, NeuronTuneLayer) else wrap(target, peft_config.neuron_side)
         layer.update_layer(
             adapter_name,
             selected=selected,
@@ -129,6 +127,12 @@ class NeuronTuneModel(Dials, BaseTuner):
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if hasattr(child, "weight"):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:  # PEFT would copy a `weight`, which fused experts do not have
+            setattr(parent, child_name, new_module)
 
     def _post_injection_hook(self, model: nn.Module, config: NeuronTuneConfig, adapter_name: str) -> None:
         # On the base model, not on this tuner: `inject_adapter_in_model` throws the tuner away.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_target_module_exists
@@ -12,7 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from neurontune_peft.neurons import Neurons
 from neurontune_peft.tuner.config import NeuronTuneConfig
+from neurontune_peft.tuner.experts import Experts, experts_layout, experts_shape
 from neurontune_peft.tuner.layer import NeuronTuneLayer
+from neurontune_peft.tuner.linear import Linear
 from neurontune_peft.tuner.names import DENSE_ROLE, NOT_LOADED
 
 
@@ -33,7 +37,22 @@ def base_of(module: nn.Module) -> nn.Module:
 
 def width_of(module: nn.Module, neuron_side: str) -> int:
     """Number of neurons of a module on the given side."""
-    return int(_get_in_out_features(base_of(module))[0 if neuron_side == "input" else 1])
+    base = base_of(module)
+    if (layout := experts_layout(base)) is not None:
+        return math.prod(experts_shape(base, layout))
+    return int(_get_in_out_features(base)[0 if neuron_side == "input" else 1])
+
+
+def scaled_weight(module: nn.Module) -> Tensor:
+    """The weight that scales act on."""
+    base: Any = base_of(module)
+    return base.weight if experts_layout(base) is None else base.down_proj
+
+
+def wrap(module: nn.Module, neuron_side: str) -> NeuronTuneLayer:
+    """The layer that scales the neurons of a module."""
+    layout = experts_layout(module)
+    return Linear(module, neuron_side=neuron_side) if layout is None else Experts(module, layout=layout)
 
 
 def check_targets(config: NeuronTuneConfig, model: nn.Module, targets: Mapping[str, nn.Module]) -> None:
@@ -61,10 +80,16 @@ def check_targets(config: NeuronTuneConfig, model: nn.Module, targets: Mapping[s
                 f"got '{name}', already wrapped by {type(module).__module__.split('.')[-2]}; expected a plain module, "
                 "as merging two methods into one weight would be wrong; merge and unload the other adapter first"
             )
-        if not isinstance(base, (nn.Linear, Conv1D)) and resolve_quantization_backend(base) is None:
+        if experts_layout(base, name) is not None:
+            if config.neuron_side != "input":
+                raise ValueError(
+                    f"got neuron_side='{config.neuron_side}' for the fused experts '{name}'; expected 'input', as "
+                    "their neurons are the inputs of their down projections; leave the experts out or change the side"
+                )
+        elif not isinstance(base, (nn.Linear, Conv1D)) and resolve_quantization_backend(base) is None:
             raise TypeError(
-                f"got '{name}' of type {type(base).__name__}; expected nn.Linear or Conv1D; choose other "
-                "target_modules"
+                f"got '{name}' of type {type(base).__name__}; expected nn.Linear, Conv1D or fused experts; choose "
+                "other target_modules"
             )
 
 
