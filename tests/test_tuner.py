@@ -340,7 +340,7 @@ def test_safe_merge_refuses_a_broken_adapter_and_leaves_the_weights():
         ),
         ({"target_modules": ["down_proj", "typo_proj"]}, ValueError, r"got target_modules=\['typo_proj'\]"),
         ({"target_modules": ".*nothing"}, ValueError, "got target_modules='.*nothing'"),
-        ({"target_modules": ["embed_tokens"]}, TypeError, "of type Embedding; expected nn.Linear or Conv1D"),
+        ({"target_modules": ["embed_tokens"]}, TypeError, "of type Embedding; expected nn.Linear, Conv1D"),
         ({"target_modules": ["down_proj"], "layers_to_transform": [7]}, ValueError, r"layers_to_transform=\[7\]"),
         ({"neurons": "nowhere.json"}, ValueError, "got 'nowhere.json'"),
         ({"neuron_side": "both"}, ValueError, "got neuron_side='both'; expected 'input' or 'output'"),
