@@ -120,6 +120,16 @@ def test_inspect_shows_counts_scales_and_provenance_without_a_model(tuned_dir, c
     assert all(torch.isfinite(torch.tensor(scale)) for scale in scales.values())
 
 
+def test_sites_are_shown_from_the_config_alone(tmp_path, capsys):
+    tiny_llama().config.save_pretrained(tmp_path)
+    assert main(["sites", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "model.layers.1.mlp.down_proj  48" in shown
+    assert shown.strip().endswith("2 sites, 96 neurons")
+    assert main(["sites", str(tmp_path), "--json"]) == 0
+    assert [site["rule"] for site in json.loads(capsys.readouterr().out)] == ["table", "table"]
+
+
 def without(prompts_dir: Path, **fields: str) -> None:
     """Drop the prompts that have all of the given values."""
     path = prompts_dir / "prompts.jsonl"
@@ -197,7 +207,9 @@ def test_evaluate_refuses_another_base_model_when_strict(tuned_dir, prompts_dir,
     assert "got base model" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("call", [["inspect", "{here}/nothing"], ["evaluate", "{here}/nothing"]])
+@pytest.mark.parametrize(
+    "call", [["inspect", "{here}/nothing"], ["evaluate", "{here}/nothing"], ["sites", "{here}/nothing"]]
+)
 def test_a_name_that_does_not_exist_is_refused_in_one_line(tmp_path, capsys, call):
     assert main([word.replace("{here}", str(tmp_path)) for word in call]) == 2
     shown = capsys.readouterr()

@@ -231,7 +231,7 @@ def test_sites_of_a_real_model_take_as_many_features_as_they_are_wide(model_type
 
 @pytest.mark.parametrize("model_type", ["mamba", "mamba2", "falcon_mamba"])
 def test_a_model_without_an_mlp_raises_an_error_that_names_target_modules(model_type: str) -> None:
-    with pytest.raises(ValueError, match=rf"got .*{model_type}.*no MLP.*; expected .*; do name .*`target_modules`"):
+    with pytest.raises(ValueError, match=rf"got .*{model_type}.*no MLP.*; expected .*; name .*`target_modules`"):
         find_sites(SCRIPT.build(model_type))
 
 

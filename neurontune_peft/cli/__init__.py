@@ -1,4 +1,4 @@
-"""The command line: `neurontune tune | evaluate | inspect`."""
+"""The command line: `neurontune tune | evaluate | inspect | sites`."""
 
 from neurontune_peft.cli.main import main
 

@@ -10,12 +10,14 @@ import tyro
 
 from neurontune_peft.cli.evaluate import Evaluate
 from neurontune_peft.cli.inspect import Inspect
+from neurontune_peft.cli.sites import Sites
 from neurontune_peft.cli.tune import Tune
 
 Command = (
     Annotated[Tune, tyro.conf.subcommand("tune")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Sites, tyro.conf.subcommand("sites")]
 )
 
 
@@ -29,7 +31,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         `int`: Exit code, 0 when all went well and 2 when the call or its files were wrong.
     """
-    command: Tune | Evaluate | Inspect = tyro.cli(
+    command: Tune | Evaluate | Inspect | Sites = tyro.cli(
         Command,
         args=args,
         prog="neurontune",
