@@ -12,10 +12,21 @@ from neurontune_peft.tuner import NeuronTuneConfig, NeuronTuneModel
 from neurontune_peft.tuner._register import register
 
 if TYPE_CHECKING:
+    from neurontune_peft.attribution import attribute as attribute
+    from neurontune_peft.evaluation import Report as Report
+    from neurontune_peft.evaluation import evaluate as evaluate
+    from neurontune_peft.judges import format_judge as format_judge
     from neurontune_peft.neurons import Neurons as Neurons
     from neurontune_peft.neurons import Scores as Scores
     from neurontune_peft.neurons import Site as Site
+    from neurontune_peft.prompts import PromptSet as PromptSet
+    from neurontune_peft.report import compare_markdown as compare_markdown
+    from neurontune_peft.selection import select as select
     from neurontune_peft.sites import find_sites as find_sites
+    from neurontune_peft.sites import sites_from_config as sites_from_config
+    from neurontune_peft.training import MetaConfig as MetaConfig
+    from neurontune_peft.training import meta_train as meta_train
+    from neurontune_peft.tuner.files import AdapterFile as AdapterFile
 
 try:
     __version__ = version("neurontune-peft")
@@ -24,11 +35,23 @@ except PackageNotFoundError:  # run from a source tree that is not installed
 
 register()
 
+# Public name to the module that defines it.
 _LAZY = {
+    "AdapterFile": "tuner.files",
+    "MetaConfig": "training",
     "Neurons": "neurons",
+    "PromptSet": "prompts",
+    "Report": "evaluation",
     "Scores": "neurons",
     "Site": "neurons",
+    "attribute": "attribution",
+    "compare_markdown": "report",
+    "evaluate": "evaluation",
     "find_sites": "sites",
+    "format_judge": "judges",
+    "meta_train": "training",
+    "select": "selection",
+    "sites_from_config": "sites",
 }
 
 __all__ = ["NeuronTuneConfig", "NeuronTuneModel", *_LAZY]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from peft.config import PeftConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType
 from safetensors import SafetensorError, safe_open
 
-from neurontune_peft.checks import check_format_version
+from neurontune_peft.checks import check_format_version, write_atomically
 from neurontune_peft.neurons import Neurons
 from neurontune_peft.tuner.names import METHOD
 
@@ -112,12 +113,32 @@ class NeuronTuneConfig(PeftConfig):
             self.neuron_counts = self.neurons.counts
         if self.neuron_counts is not None:
             check_neuron_counts(self.neuron_counts)
+        if self.site_widths is not None and not is_counts(self.site_widths):
+            raise ValueError(
+                f"got site_widths={self.site_widths!r:.200}; expected {{site: positive number}}; leave it out to "
+                "have it filled in"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; the same configuration always gives the same text."""
         saved = [name for name in self.__dataclass_fields__ if name not in ("neurons", "strict")]
         values = {name: getattr(self, name) for name in saved}
         return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """
+        Write `adapter_config.json` as PEFT does, but under a temporary name that is renamed: it is never half written.
+
+        Args:
+            save_directory (`str`): The directory, created when missing.
+            kwargs: As PEFT takes them.
+        """
+        if os.path.isfile(save_directory):
+            super().save_pretrained(save_directory, **kwargs)  # raises PEFT's own error
+        with tempfile.TemporaryDirectory() as staging:
+            super().save_pretrained(staging, **kwargs)
+            text = Path(staging, CONFIG_NAME).read_text(encoding="utf-8")
+        write_atomically(Path(save_directory, CONFIG_NAME), text)
 
     @classmethod
     def from_pretrained(
@@ -138,6 +159,11 @@ class NeuronTuneConfig(PeftConfig):
         weights = Path(pretrained_model_name_or_path, subfolder or "", SAFETENSORS_WEIGHTS_NAME)
         if weights.is_file():
             check_adapter_file(weights)
+            if not config.neuron_counts or not config.site_widths:
+                raise ValueError(
+                    f"got '{weights.parent}' with an adapter file but no neuron_counts and site_widths in its "
+                    "adapter_config.json; expected both; save the adapter again with save_pretrained"
+                )
         elif weights.parent.is_dir() and config.neuron_counts:
             raise ValueError(
                 f"got no {SAFETENSORS_WEIGHTS_NAME} in '{weights.parent}'; expected it beside adapter_config.json; "
@@ -171,13 +197,17 @@ def check_neuron_counts(neuron_counts: object) -> None:
         ValueError: Shows what was found.
     """
     well_formed = isinstance(neuron_counts, dict) and all(
-        isinstance(role, str)
-        and isinstance(sites, dict)
-        and all(isinstance(s, str) and type(count) is int and count > 0 for s, count in sites.items())
-        for role, sites in neuron_counts.items()
+        isinstance(role, str) and is_counts(sites) for role, sites in neuron_counts.items()
     )
     if not well_formed or not any(neuron_counts.values()):  # type: ignore[attr-defined]
         raise ValueError(
             f"got neuron_counts={neuron_counts!r:.200}; expected {{role: {{site: positive number}}}}; pass `neurons` "
             "and leave neuron_counts to be filled in"
         )
+
+
+def is_counts(value: object) -> bool:
+    """Whether a value maps names to positive whole numbers."""
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and type(count) is int and count > 0 for name, count in value.items()
+    )

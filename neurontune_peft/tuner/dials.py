@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import nn
 
+from neurontune_peft.tuner.files import AdapterFile
 from neurontune_peft.tuner.layer import NeuronTuneLayer
 
 
@@ -95,6 +99,47 @@ class Dials:
         finally:
             for layer, name, found, dial in before:
                 layer.turn_dial(name, found, strength=dial.strength, count=dial.count)
+
+    def load_scales_(
+        self, path_or_id: str | os.PathLike[str], adapter_name: str | None = None, **hub_options: Any
+    ) -> None:
+        """
+        Replace the numbers of an attached adapter in place by those of a file, without recompiling anything.
+
+        Everything is checked before the first number changes. The dials keep their settings; a merged adapter is
+        merged again.
+
+        Args:
+            path_or_id (`str` or `os.PathLike`): Directory or Hub name of an adapter with as many neurons per site and
+                role.
+            adapter_name (`str`, *optional*): The adapter; by default the only active one.
+            hub_options: Options of [`~huggingface_hub.hf_hub_download`], such as `revision`.
+
+        Raises:
+            ValueError: When the file is broken, made for another base model, or has other sites, roles or counts.
+        """
+        name = self.active_adapters[0] if adapter_name is None else adapter_name
+        layers = self.neuron_layers(name)
+        file = AdapterFile.load(path_or_id, **hub_options)
+        attached = self.peft_config[name]
+        for what in ("neuron_counts", "site_widths", "neuron_side", "base_model_fingerprint"):
+            if getattr(file.config, what) != getattr(attached, what):
+                raise ValueError(
+                    f"got '{path_or_id}', whose {what} differs from that of adapter '{name}'; expected the same "
+                    "shapes and base model; attach it with load_adapter instead"
+                )
+        with torch.no_grad():
+            for site, layer in layers.items():
+                for role, part in layer.roles[name].items():
+                    layer.neurontune_delta[name][part] = file.deltas[role][site].to(layer.neurontune_delta[name])
+                    layer.neurontune_index[name][part] = file.neurons.indices[role][site].to(
+                        layer.neurontune_index[name]
+                    )
+                    layer.neurontune_rank[name][part] = file.neurons.ranks[role][site].to(layer.neurontune_rank[name])
+        for layer in layers.values():
+            for role in layer.roles[name]:
+                layer.turn_dial(name, role)
+        attached.provenance = file.config.provenance
 
     def _totals(self, adapter_name: str, role: str) -> int:
         return sum(self.peft_config[adapter_name].neuron_counts.get(role, {}).values())

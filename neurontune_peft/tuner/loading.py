@@ -46,15 +46,18 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], prefix:
         ValueError: Names the adapter's first fault.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, NeuronTuneLayer)}
-    for adapter_name, tensors in tensors_by_adapter(state_dict, prefix).items():
-        attached = {name: layer for name, layer in layers.items() if adapter_name in layer.neurontune_delta}
-        try:
-            check_adapter_tensors(
-                tensors, {n: SiteLayout(m.roles[adapter_name], m.width) for n, m in attached.items()}
-            )
-        except ValueError:
-            discard_unloaded_adapter(model, attached, adapter_name)
-            raise
+    try:
+        for adapter_name, tensors in tensors_by_adapter(state_dict, prefix).items():
+            layouts = {
+                name: SiteLayout(layer.roles[adapter_name], layer.width)
+                for name, layer in layers.items()
+                if adapter_name in layer.neurontune_delta
+            }
+            check_adapter_tensors(tensors, layouts)
+    except ValueError:
+        for adapter_name in {name for layer in layers.values() for name in layer.neurontune_delta}:
+            discard_unloaded_adapter(model, layers, adapter_name)
+        raise
 
 
 def tensors_by_adapter(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, AdapterTensors]:
@@ -140,9 +143,10 @@ def check_site_tensors(site: str, tensors: Mapping[str, Tensor], layout: SiteLay
 
 def discard_unloaded_adapter(model: nn.Module, layers: Mapping[str, NeuronTuneLayer], adapter_name: str) -> None:
     """Detach an adapter whose tensors never arrived; one that already held numbers stays as it is."""
-    if not layers or any((layer.neurontune_index[adapter_name] != NOT_LOADED).any() for layer in layers.values()):
+    attached = {name: layer for name, layer in layers.items() if adapter_name in layer.neurontune_delta}
+    if any((layer.neurontune_index[adapter_name] != NOT_LOADED).any() for layer in attached.values()):
         return
-    for name, layer in layers.items():
+    for name, layer in attached.items():
         if set(layer.neurontune_delta) == {adapter_name}:
             parent, _, child = _get_submodules(model, name)
             setattr(parent, child, layer.base_layer)
