@@ -35,7 +35,7 @@ class Tune(ModelOptions):
     """
     Find the neurons, learn their scales, save the adapter, and measure its effect on attacks it was not tuned on.
 
-    Example: neurontune tune user/chat-model --output adapter --counts safety=0.02 utility=0.005
+    Example: neurontune tune user/chat-model --output adapter --counts safety=0.05 utility=0.05
 
     Args:
         output: New directory for the adapter, report.json, report.md and log.json.
@@ -51,7 +51,7 @@ class Tune(ModelOptions):
     output: Path = field(kw_only=True)
     prompts: str | None = None
     method: Literal["gradient", "gate_path", "random"] = "gradient"
-    counts: tuple[str, ...] = ("safety=0.03",)
+    counts: tuple[str, ...] = ("safety=0.1", "utility=0.1")
     overlap: Literal["drop", "safety", "utility"] = "drop"
     training: MetaConfig = field(default_factory=MetaConfig)
     max_new_tokens: int = 32

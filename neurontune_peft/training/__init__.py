@@ -1,0 +1,7 @@
+"""How large are the scales? Learning them over attack families, with or without meta-learning."""
+
+from neurontune_peft.training.config import MetaConfig
+from neurontune_peft.training.log import Log, StepLog
+from neurontune_peft.training.meta import meta_train
+
+__all__ = ["Log", "MetaConfig", "StepLog", "meta_train"]

@@ -1,0 +1,106 @@
+"""Options of the training of scales, with where each default comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+ORDERS = ("first", "second", "none")
+TARGETS = ("phrases", "own")
+
+
+def _default_bounds() -> dict[str, tuple[float, float]]:
+    return {"safety": (0.0, 2.0), "utility": (-0.5, 0.0)}
+
+
+@dataclass(frozen=True)
+class MetaConfig:
+    """
+    How the scales are learnt. One task is an attack family of the train split.
+
+    Args:
+        order (`str`, *optional*, defaults to `"first"`):
+            `"first"` (first-order meta-learning), `"second"` (through the inner steps), `"none"` (plain joint training
+            on the same data, the control). *ours*; the paper says "meta-learning".
+        steps (`int`, *optional*, defaults to `150`): Outer steps. *ours*
+        lr (`float`, *optional*, defaults to `0.1`): Step size of Adam on the deltas, falling linearly to 0. *ours*
+        inner_steps (`int`, *optional*, defaults to `5`): Steps on a family's support set. *re-implementation*
+        inner_lr (`float`, *optional*, defaults to `0.02`):
+            Root mean square of one inner step over all deltas; scaling the step by the gradient's size lets one value
+            serve models of any size. *ours*
+        support_size (`int`, *optional*, defaults to `4`): Attacked harmful prompts of the inner steps. *ours*
+        query_size (`int`, *optional*, defaults to `4`): Attacked harmful prompts of the outer loss. *ours*
+        plain_size (`int`, *optional*, defaults to `2`): Plain harmful prompts of the outer loss. *ours*
+        benign_size (`int`, *optional*, defaults to `4`): Benign prompts of the utility term. *ours*
+        borderline_size (`int`, *optional*, defaults to `8`): Borderline prompts of the utility term. *ours*
+        wrapped_size (`int`, *optional*, defaults to `4`): Benign prompts inside train templates. *ours*
+        support_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the support set's loss before the inner steps in the outer loss; it costs nothing, and what is
+            shipped are the deltas before inner steps. *ours*
+        plain_weight (`float`, *optional*, defaults to `0.5`): Weight of refusing plain harmful prompts. *ours*
+        utility_weight (`float`, *optional*, defaults to `3.0`):
+            Weight lambda of the utility term; 0.8 in the *re-implementation*, measured anew here.
+        kl_weight (`float`, *optional*, defaults to `1.0`): Weight of KL(base || tuned) in the utility term. *ours*
+        nll_weight (`float`, *optional*, defaults to `0.2`): Weight of the answers' negative log-likelihood. *ours*
+        first_token_weight (`float`, *optional*, defaults to `4.0`):
+            Weight of an answer's first token relative to its others: it decides whether a model refuses. *ours*
+        bounds (`Mapping[str, tuple[float, float]]`, *optional*):
+            Role to the lowest and highest delta; deltas are projected into it after each step. A role that is not
+            named is free. Defaults to `(0.0, 2.0)` for safety and `(-0.5, 0.0)` for utility. *re-implementation*
+        refusal_targets (`str`, *optional*, defaults to `"phrases"`):
+            What harmful prompts shall be answered with: `"phrases"` of the prompt set, or the model's `"own"` refusals
+            of plain harmful prompts. *ours*
+        seed (`int`, *optional*, defaults to `0`): Order of the data. The data of a step depend on seed and step only.
+
+    Raises:
+        ValueError: When a value is out of range.
+    """
+
+    order: Literal["first", "second", "none"] = "first"
+    steps: int = 150
+    lr: float = 0.1
+    inner_steps: int = 5
+    inner_lr: float = 0.02
+    support_size: int = 4
+    query_size: int = 4
+    plain_size: int = 2
+    benign_size: int = 4
+    borderline_size: int = 8
+    wrapped_size: int = 4
+    support_weight: float = 1.0
+    plain_weight: float = 0.5
+    utility_weight: float = 3.0
+    kl_weight: float = 1.0
+    nll_weight: float = 0.2
+    first_token_weight: float = 4.0
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=_default_bounds)
+    refusal_targets: Literal["phrases", "own"] = "phrases"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("order", ORDERS), ("refusal_targets", TARGETS)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"got {name}={value!r}; expected one of {list(known)}; choose one of them")
+        self._check_at_least(1, "steps", "inner_steps", "support_size", "query_size", "benign_size")
+        self._check_at_least(0, "plain_size", "borderline_size", "wrapped_size")
+        weights = ("support_weight", "plain_weight", "utility_weight", "kl_weight", "nll_weight", "first_token_weight")
+        self._check_at_least(0.0, "lr", "inner_lr", *weights)
+        for role, bound in self.bounds.items():
+            if len(bound) != 2 or not bound[0] <= 0 <= bound[1]:
+                raise ValueError(
+                    f"got bounds {bound} for role '{role}'; expected (low, high) with low <= 0 <= high, since deltas "
+                    "start at 0; use for example (0.0, 2.0)"
+                )
+
+    def _check_at_least(self, low: float, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            whole = isinstance(low, int)
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value >= low:
+                kind = "a whole number" if whole else "a number"
+                raise ValueError(f"got {name}={value!r}; expected {kind} of at least {low}; raise it")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as JSON values."""
+        return {**asdict(self), "bounds": {role: list(bound) for role, bound in self.bounds.items()}}

@@ -1,0 +1,80 @@
+"""What happened during training."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from neurontune_peft.checks import write_atomically
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """
+    The losses of one outer step, before its update.
+
+    Args:
+        step (`int`): Number of the step, from 0.
+        family (`str`): The attack family that was this step's task.
+        safety (`float`): Loss of refusing attacked (query set) and plain harmful prompts, nats per token.
+        utility (`float`): The utility term before its weight.
+        kl (`float`): KL(base || tuned) on the answers to benign, borderline and wrapped prompts, nats per token.
+        nll (`float`): Negative log-likelihood of these answers, nats per token.
+        inner (`tuple[float, ...]`): Loss on the support set before each inner step; empty without meta-learning.
+    """
+
+    step: int
+    family: str
+    safety: float
+    utility: float
+    kl: float
+    nll: float
+    inner: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Log:
+    """
+    The course of a training run.
+
+    Args:
+        steps (`tuple[StepLog, ...]`): One entry per outer step.
+        config (`Mapping[str, Any]`): The options of the run, as [`MetaConfig.to_dict`] gives them.
+        prompt_set (`str`): Fingerprint of the prompt set.
+    """
+
+    steps: tuple[StepLog, ...]
+    config: Mapping[str, Any]
+    prompt_set: str
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the log as JSON."""
+        write_atomically(path, json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Log:
+        """
+        Read a log written by [`Log.save`].
+
+        Raises:
+            ValueError: When the file is missing or no training log.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            steps = tuple(StepLog(**{**entry, "inner": tuple(entry["inner"])}) for entry in content["steps"])
+            return cls(steps=steps, config=content["config"], prompt_set=content["prompt_set"])
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"got '{path}' ({error}); expected a training log; write one with Log.save") from error
+
+    def __str__(self) -> str:
+        tenth = max(1, len(self.steps) // 10)
+        order = self.config.get("order")
+        lines = [f"Training of {len(self.steps)} steps (order '{order}'), mean of the first and last {tenth}"]
+        for name in ("safety", "kl", "nll"):
+            course = [getattr(entry, name) for entry in self.steps]
+            lines.append(f"  {name:<7} {sum(course[:tenth]) / tenth:8.4f} -> {sum(course[-tenth:]) / tenth:8.4f}")
+        return "\n".join(lines)

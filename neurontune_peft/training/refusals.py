@@ -1,0 +1,42 @@
+"""What shall the model say when it refuses? Phrases of the prompt set, or what it says itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import PeftModel
+
+from neurontune_peft.judges import format_judge
+from neurontune_peft.prompts import PromptSet, generate_answers
+
+
+def refusal_texts(
+    model: PeftModel, tokenizer: Any, prompts: PromptSet, *, source: str, chat_template: str | None = None
+) -> tuple[str, ...]:
+    """
+    Texts to refuse with.
+
+    Args:
+        model (`PeftModel`): The model; asked with its scales off.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        prompts ([`PromptSet`]): Where phrases and harmful train prompts come from.
+        source (`str`): `"phrases"`, or `"own"` for the model's greedy answers to plain harmful train prompts, as far
+            as they refuse; a frequent answer stands there as often as it was given.
+        chat_template (`str`, *optional*): Replaces the tokenizer's own.
+
+    Raises:
+        ValueError: When the model refuses none of the prompts in its own words.
+    """
+    if source == "phrases":
+        return prompts.phrases.refusal
+    requests = [prompt.prompt for prompt in prompts.select(kind="harmful", split="train")]
+    with model.disable_adapter():
+        answers = generate_answers(model, tokenizer, requests, chat_template=chat_template, desc="own refusals")
+    verdicts = [format_judge(request, answer) for request, answer in zip(requests, answers, strict=True)]
+    refusals = tuple(answer for answer, verdict in zip(answers, verdicts, strict=True) if verdict.label == "refusal")
+    if not refusals:
+        raise ValueError(
+            f"got no refusal among the model's answers to {len(requests)} plain harmful train prompts; expected at "
+            "least one; use refusal_targets='phrases'"
+        )
+    return refusals
