@@ -37,9 +37,11 @@ _BY_TYPE = {
 ARCHITECTURES = tuple(_BY_TYPE)
 
 
-def tiny_model(model_type: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A random model in evaluation mode with `LAYERS` layers and `VOCABULARY` tokens."""
-    config = AutoConfig.for_model(model_type, **_COMMON, **_BY_TYPE[model_type])
+def tiny_model(
+    model_type: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **settings: object
+) -> PreTrainedModel:
+    """A random model in evaluation mode with `LAYERS` layers and `VOCABULARY` tokens; `settings` are its config's."""
+    config = AutoConfig.for_model(model_type, **_COMMON | _BY_TYPE[model_type] | settings)
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config).to(dtype).eval()
 

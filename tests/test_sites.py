@@ -377,7 +377,7 @@ def test_a_vision_language_config_gives_the_sites_of_its_language_model() -> Non
 
 
 def test_a_config_that_is_no_causal_lm_raises_an_error_that_names_its_type() -> None:
-    with pytest.raises(ValueError, match=r"got a config of model type 'vit'; expected .*; do "):
+    with pytest.raises(ValueError, match=r"got a config of model type 'vit'; expected .*; build "):
         sites_from_config(CONFIG_MAPPING["vit"]())
 
 

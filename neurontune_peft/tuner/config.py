@@ -6,10 +6,10 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft.config import PeftConfig
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, PeftType
 from safetensors import SafetensorError, safe_open
 
 from neurontune_peft.checks import check_format_version, write_atomically
@@ -61,13 +61,15 @@ class NeuronTuneConfig(PeftConfig):
         ```
     """
 
-    target_modules: list[str] | str | None = field(
+    target_modules: set[str] | list[str] | str | None = field(
         default=None,
         metadata={
             "help": "Modules whose neurons are scaled (suffixes, or one regular expression). Default: MLP outputs."
         },
     )
-    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to leave out."})
+    exclude_modules: set[str] | list[str] | str | None = field(
+        default=None, metadata={"help": "Modules to leave out."}
+    )
     neurons: Neurons | str | os.PathLike[str] | None = field(
         default=None, metadata={"help": "Neurons to scale, or the path of a neuron file. Default: all of each site."}
     )
@@ -95,12 +97,20 @@ class NeuronTuneConfig(PeftConfig):
         super().__post_init__()
         check_format_version(self.format_version, FORMAT_VERSION, what="adapter configuration")
         self.peft_type = PeftType[METHOD]
-        if isinstance(self.target_modules, (set, tuple)):
-            self.target_modules = sorted(self.target_modules)
+        # Lists become sets, as in PEFT's own configurations; the names that an adapter finds by itself stay in order.
+        if isinstance(self.target_modules, (list, tuple)):
+            self.target_modules = set(self.target_modules)
+        if isinstance(self.exclude_modules, (list, tuple)):
+            self.exclude_modules = set(self.exclude_modules)
         if self.neuron_side not in ("input", "output"):
             raise ValueError(
                 f"got neuron_side={self.neuron_side!r}; expected 'input' or 'output'; choose the features "
                 "that are neurons"
+            )
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise ValueError(
+                f"got layers_to_transform={self.layers_to_transform!r} with the expression target_modules="
+                f"{self.target_modules!r}; expected a list of names; put the layers into the expression"
             )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(
@@ -117,6 +127,15 @@ class NeuronTuneConfig(PeftConfig):
             raise ValueError(
                 f"got site_widths={self.site_widths!r:.200}; expected {{site: positive number}}; leave it out to "
                 "have it filled in"
+            )
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # X-LoRA, for one, takes any adapter for a LoRA and asks for what only LoRA has.
+            raise AttributeError(
+                f"got a {METHOD} adapter, asked for `{name}`, which its configuration does not have; expected an "
+                "adapter of another method; where only LoRA will do, convert it with peft.convert_to_lora"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,7 +183,7 @@ class NeuronTuneConfig(PeftConfig):
                     f"got '{weights.parent}' with an adapter file but no neuron_counts and site_widths in its "
                     "adapter_config.json; expected both; save the adapter again with save_pretrained"
                 )
-        elif weights.parent.is_dir() and config.neuron_counts:
+        elif weights.parent.is_dir() and config.neuron_counts and not weights.with_name(WEIGHTS_NAME).is_file():
             raise ValueError(
                 f"got no {SAFETENSORS_WEIGHTS_NAME} in '{weights.parent}'; expected it beside adapter_config.json; "
                 "save or download the adapter again"

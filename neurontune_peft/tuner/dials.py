@@ -33,7 +33,9 @@ class Dials:
             raise ValueError(
                 f"got adapter_name={adapter_name!r}; expected one of {list(self.peft_config)}; load or add it first"
             )
-        layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, NeuronTuneLayer)}
+        # A compiled model names its modules with a prefix that is no part of a site's name.
+        modules = {name.removeprefix("_orig_mod."): module for name, module in self.model.named_modules()}
+        layers = {name: layer for name, layer in modules.items() if isinstance(layer, NeuronTuneLayer)}
         return {name: layer for name, layer in layers.items() if adapter_name in layer.neurontune_delta}
 
     def set_strength(self, strength: float, role: str | None = None, adapter_name: str | None = None) -> None:

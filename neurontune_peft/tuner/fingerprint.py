@@ -12,7 +12,7 @@ from torch import Tensor
 BLOCKS, BLOCK_SIZE = 16, 256
 
 
-def fingerprint(weights: Mapping[str, Tensor]) -> str | None:
+def fingerprint(weights: Mapping[str, Tensor | None]) -> str | None:
     """
     Hash names, shapes and sampled values of weights.
 
@@ -20,17 +20,18 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str | None:
     or bfloat16.
 
     Args:
-        weights (`Mapping[str, torch.Tensor]`): Site to its weight.
+        weights (`Mapping[str, torch.Tensor or None]`): Site to its weight; `None` where it is quantised.
 
     Returns:
         `str` or `None`: 64 hexadecimal digits, or `None` when the values are not to be had (meta device, quantised).
     """
-    if any(weight.is_meta or not weight.is_floating_point() for weight in weights.values()):
+    known = {name: weight for name, weight in weights.items() if weight is not None and not weight.is_meta}
+    if len(known) < len(weights):
         return None
     digest = hashlib.sha256()
-    for name in sorted(weights):
-        flat = weights[name].detach().reshape(-1)
-        digest.update(f"{name} {tuple(weights[name].shape)}\n".encode())
+    for name in sorted(known):
+        flat = known[name].detach().reshape(-1)
+        digest.update(f"{name} {tuple(known[name].shape)}\n".encode())
         for start in torch.linspace(0, max(0, flat.numel() - BLOCK_SIZE), BLOCKS, dtype=torch.float64).long().tolist():
             block = flat[start : start + BLOCK_SIZE].to(device="cpu", dtype=torch.bfloat16)
             digest.update(block.view(torch.int16).numpy().tobytes())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 
 from neurontune_peft.checks import check_indices
@@ -56,6 +56,8 @@ class NeuronTuneLayer(BaseTunerLayer):
 
         def get_base_weight(self) -> Tensor: ...
 
+        def set_base_weight(self, weight_data: Tensor) -> None: ...
+
     def __init__(self, base_layer: nn.Module, *, width: int) -> None:
         self.base_layer = base_layer
         self.neurontune_delta = nn.ParameterDict({})
@@ -64,7 +66,6 @@ class NeuronTuneLayer(BaseTunerLayer):
         self.neurontune_strength = BufferDict(persistent=False)
         self.roles: dict[str, dict[str, slice]] = {}
         self.dials: dict[str, dict[str, Dial]] = {}
-        self.quantization_backend = resolve_quantization_backend(base_layer)
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.width = width  # number of neurons that the module has in all
@@ -115,7 +116,9 @@ class NeuronTuneLayer(BaseTunerLayer):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # The base class also casts to the base layer's dtype, which would round float32 deltas through bfloat16.
-        device = device or next(self.get_base_layer().parameters()).device
+        if device is None:  # some quantised modules hold buffers only
+            base = self.get_base_layer()
+            device = next(chain(base.parameters(), base.buffers())).device
         if device.type == "meta":
             return
         for name in ("neurontune_delta", "neurontune_index", "neurontune_rank", "neurontune_strength"):
@@ -123,6 +126,17 @@ class NeuronTuneLayer(BaseTunerLayer):
             if adapter_name in held and not held[adapter_name].is_meta:
                 moved = held[adapter_name].to(device)
                 held[adapter_name] = nn.Parameter(moved, moved.requires_grad) if name == "neurontune_delta" else moved
+
+    def leave_to_loader(self, adapter_name: str) -> None:
+        """
+        Have indices and ranks on the meta device when the deltas are, until a loader brings all three.
+
+        `low_cpu_mem_usage` moves parameters alone, and PEFT's replacing of a module cannot copy empty buffers.
+        """
+        if self.neurontune_delta[adapter_name].is_meta:
+            self.neurontune_index[adapter_name] = self.neurontune_index[adapter_name].to("meta")
+            self.neurontune_rank[adapter_name] = self.neurontune_rank[adapter_name].to("meta")
+            self._unchecked.add(adapter_name)
 
     def check_loaded(self) -> None:
         """
@@ -193,9 +207,9 @@ class NeuronTuneLayer(BaseTunerLayer):
     def combined_scale(self, adapter_names: list[str]) -> Tensor:
         """Scales of all neurons under several adapters, `1 + sum(strength * delta)`, shape `(width,)`, float32."""
         first = self.neurontune_delta[adapter_names[0]]
-        total = torch.ones(self.width, device=first.device, dtype=first.dtype)
+        total = torch.ones(self.width, device=first.device, dtype=torch.promote_types(first.dtype, torch.float32))
         for name in adapter_names:
-            total = total.index_add(0, self.neurontune_index[name], self.scale(name) - 1)
+            total = total.index_add(0, self.neurontune_index[name], (self.scale(name) - 1).to(total.dtype))
         return total
 
     def scale_neurons_by_row(self, hidden: Tensor, plan: RowPlan) -> Tensor:

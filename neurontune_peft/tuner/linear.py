@@ -56,6 +56,8 @@ class Linear(MergeableLayer):
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """The change of the weight that the adapter stands for: zero but for the slices of its neurons."""
+        if adapter_name not in self.neurontune_delta:  # it has no neurons here
+            return torch.zeros_like(self.get_base_weight())
         index = self.neurontune_index[adapter_name].long()
         part = scale_slices(self.read_slices(index)["weight"], self.scale(adapter_name) - 1)
         return torch.zeros_like(self.get_base_weight()).index_copy_(

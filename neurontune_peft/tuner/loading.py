@@ -144,7 +144,8 @@ def check_site_tensors(site: str, tensors: Mapping[str, Tensor], layout: SiteLay
 def discard_unloaded_adapter(model: nn.Module, layers: Mapping[str, NeuronTuneLayer], adapter_name: str) -> None:
     """Detach an adapter whose tensors never arrived; one that already held numbers stays as it is."""
     attached = {name: layer for name, layer in layers.items() if adapter_name in layer.neurontune_delta}
-    if any((layer.neurontune_index[adapter_name] != NOT_LOADED).any() for layer in attached.values()):
+    indices = [layer.neurontune_index[adapter_name] for layer in attached.values()]
+    if any(not index.is_meta and (index != NOT_LOADED).any() for index in indices):
         return
     for name, layer in attached.items():
         if set(layer.neurontune_delta) == {adapter_name}:

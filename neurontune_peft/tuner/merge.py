@@ -58,12 +58,14 @@ class MergeableLayer(nn.Module, NeuronTuneLayer):
             raise ValueError(
                 f"got adapter {names} without tensors; expected a loaded one; load its file before merging"
             )
-        self.restore_weights()
+        self.unmerge()  # should merging fail, nothing is merged
         replaced = self.read_slices(index)
         scale = self.combined_scale(merged)[index]
         scaled = {key: scale_slices(part, scale) for key, part in replaced.items()}
-        if safe_merge and not all(torch.isfinite(part).all() for part in scaled.values()):
-            raise ValueError(f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken")
+        broken = [key for key, part in scaled.items() if safe_merge and not torch.isfinite(part).all()]
+        if broken:
+            part = "bias" if broken == ["bias"] else "weights"
+            raise ValueError(f"NaNs detected in the merged {part}. The adapter {names[0]} seems to be broken")
         self.write_slices(scaled, index)
         self._before_merge = {"index": index, **replaced}
         self.merged_adapters = merged

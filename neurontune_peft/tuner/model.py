@@ -7,17 +7,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+from peft.utils import get_quantization_kwargs
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from neurontune_peft.neurons import Neurons
 from neurontune_peft.sites import find_sites
+from neurontune_peft.tuner.combine import Combining
 from neurontune_peft.tuner.config import NeuronTuneConfig
 from neurontune_peft.tuner.dials import Dials
 from neurontune_peft.tuner.fingerprint import fingerprint
 from neurontune_peft.tuner.layer import NeuronTuneLayer
-from neurontune_peft.tuner.loading import install_load_check, remove_load_check
+from neurontune_peft.tuner.loading import install_load_check
+from neurontune_peft.tuner.merging import Merging
 from neurontune_peft.tuner.names import PREFIX
+from neurontune_peft.tuner.packing import unpack_before_saving, unpack_for_training
 from neurontune_peft.tuner.rows import (
     CURRENT,
     RowPlan,
@@ -30,6 +35,8 @@ from neurontune_peft.tuner.targets import (
     check_sites,
     check_targets,
     dense_neurons,
+    follow_renaming,
+    in_chosen_layers,
     matching_modules,
     scaled_weight,
     selection_at,
@@ -37,7 +44,7 @@ from neurontune_peft.tuner.targets import (
 )
 
 
-class NeuronTuneModel(Dials, BaseTuner):
+class NeuronTuneModel(Combining, Dials, Merging):
     """
     A model whose neurons are scaled by an adapter.
 
@@ -71,11 +78,20 @@ class NeuronTuneModel(Dials, BaseTuner):
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def _prepare_adapter_config(self, peft_config: NeuronTuneConfig, model_config: dict) -> NeuronTuneConfig:
+        follow_renaming(peft_config, self.model)
         if peft_config.target_modules is None and isinstance(peft_config.neurons, Neurons):
             peft_config.target_modules = list(peft_config.neurons.sites)
         elif peft_config.target_modules is None:
-            peft_config.target_modules = list(find_sites(self.model))
-        return peft_config
+            # PEFT does not look at the layer of a module that is named in full, as these are.
+            peft_config.target_modules = [name for name in self._sites() if in_chosen_layers(peft_config, name)]
+        # PEFT expands "all-linear" only after it has called `_prepare_model`, which has to know the targets.
+        return _maybe_include_all_linear_layers(peft_config, self.model)
+
+    def _sites(self) -> list[str]:
+        try:
+            return list(find_sites(self.model))
+        except ValueError as error:
+            raise ValueError(f"{error}. Please specify `target_modules`.") from error
 
     def _prepare_model(self, peft_config: NeuronTuneConfig, model: nn.Module) -> None:
         # PEFT calls this before it replaces the first module, so a refusal here leaves the model as it was.
@@ -88,6 +104,9 @@ class NeuronTuneModel(Dials, BaseTuner):
             peft_config.site_widths = {site: peft_config.neurons.widths[site] for site in peft_config.neurons.sites}
         check_sites(peft_config, targets)
         self._check_fingerprint(peft_config, targets)
+        unpack_before_saving(model)
+        if not peft_config.inference_mode:
+            unpack_for_training(model)
 
     def _check_fingerprint(self, config: NeuronTuneConfig, targets: dict[str, nn.Module]) -> None:
         found = fingerprint({name: scaled_weight(module) for name, module in targets.items()})
@@ -103,6 +122,15 @@ class NeuronTuneModel(Dials, BaseTuner):
                 raise ValueError(message)
             warnings.warn(message, stacklevel=2)
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """PEFT's option: deltas in float32 as they are made, or in the dtype of the weights that they scale."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for layer in () if autocast_adapter_dtype else self.neuron_layers(adapter_name).values():
+            weight = scaled_weight(layer)
+            if weight is not None and weight.is_floating_point():
+                delta = layer.neurontune_delta[adapter_name]
+                delta.data = delta.data.to(weight.dtype)
+
     def _create_and_replace(
         self,
         peft_config: NeuronTuneConfig,
@@ -113,10 +141,13 @@ class NeuronTuneModel(Dials, BaseTuner):
         current_key: str,
         **optional_kwargs: Any,
     ) -> None:
-        selected = selection_at(peft_config, current_key)
+        selected = selection_at(peft_config, current_key.removeprefix("_orig_mod."))
         if not selected:
             return
-        layer = target if isinstance(target, NeuronTuneLayer) else wrap(target, peft_config.neuron_side)
+        if isinstance(target, NeuronTuneLayer):
+            layer = target
+        else:
+            layer = wrap(target, peft_config.neuron_side, **get_quantization_kwargs(self.model))
         layer.update_layer(
             adapter_name,
             selected=selected,
@@ -127,6 +158,7 @@ class NeuronTuneModel(Dials, BaseTuner):
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
+        layer.leave_to_loader(adapter_name)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if hasattr(child, "weight"):
@@ -138,10 +170,20 @@ class NeuronTuneModel(Dials, BaseTuner):
         # On the base model, not on this tuner: `inject_adapter_in_model` throws the tuner away.
         install_load_check(model)
 
+    def train(self, mode: bool = True) -> NeuronTuneModel:
+        if mode:
+            unpack_for_training(self)
+        super().train(mode)
+        return self
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         # PEFT enters this around every forward pass and generation, with the call's keyword arguments.
         plan = self._plan(kwargs.get("adapter_names"), kwargs.get("neurontune_strength"))
+        # Without a task, PEFT goes on to the base model and past our `forward`. Models that are not from transformers
+        # call their input as they like; it is their first tensor.
+        tensors = tuple(value for value in kwargs.values() if isinstance(value, Tensor))
+        check_row_count(plan, args if args or isinstance(self.model, PreTrainedModel) else tensors, kwargs)
         with row_plan(plan), adapter_names_for_saved_modules(self.model, kwargs.get("adapter_names")):
             yield
 
@@ -184,16 +226,6 @@ class NeuronTuneModel(Dials, BaseTuner):
         check_row_count(CURRENT.plan, args, kwargs)
         model: Any = self.model
         return model.generate(*args, **kwargs)
-
-    def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
-        model = super().merge_and_unload(*args, **kwargs)
-        remove_load_check(model)
-        return model
-
-    def unload(self) -> nn.Module:
-        model = super().unload()
-        remove_load_check(model)
-        return model
 
     def get_neurons(self, adapter_name: str = "default") -> Neurons:
         """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+from peft import NoMatchingPeftModuleError
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_target_module_exists
-from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -18,16 +20,49 @@ from neurontune_peft.tuner.experts import Experts, experts_layout, experts_shape
 from neurontune_peft.tuner.layer import NeuronTuneLayer
 from neurontune_peft.tuner.linear import Linear
 from neurontune_peft.tuner.names import DENSE_ROLE, NOT_LOADED
+from neurontune_peft.tuner.quantized import QuantizedLinear, quantization_backend
 
 
 def matching_modules(config: NeuronTuneConfig, model: nn.Module) -> dict[str, nn.Module]:
     """The modules that the configuration targets, in the model's order; adapter internals are never among them."""
     inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
     return {
-        name: module
+        name.removeprefix("_orig_mod."): module  # a compiled model's prefix is no part of a site's name
         for name, module in model.named_modules()
         if name and not name.startswith(inside) and check_target_module_exists(config, name)
     }
+
+
+def in_chosen_layers(config: NeuronTuneConfig, name: str) -> bool:
+    """Whether a module is in one of the layers to which `layers_to_transform` restricts an adapter."""
+    last = {name.rsplit(".", 1)[-1]}
+    probe = replace(config, target_modules=last, exclude_modules=None)
+    return bool(check_target_module_exists(probe, name))
+
+
+def follow_renaming(config: NeuronTuneConfig, model: nn.Module) -> None:
+    """
+    Give the sites of a saved adapter the names that its model's modules have today.
+
+    Transformers has renamed modules of some models and keeps patterns for old checkpoints; PEFT applies the same ones
+    to the names of an adapter's tensors.
+    """
+    patterns: Mapping[str, str] = getattr(model, "_checkpoint_conversion_mapping", None) or {}
+    present = {name for name, _ in model.named_modules()} if patterns else set()
+
+    def renamed(site: str) -> str:
+        if not patterns or site in present:
+            return site
+        found = (re.subn(pattern, new, site) for pattern, new in patterns.items())
+        return next((name for name, count in found if count), site)
+
+    if config.neuron_counts is not None:
+        counts = config.neuron_counts.items()
+        config.neuron_counts = {role: {renamed(s): k for s, k in sites.items()} for role, sites in counts}
+    if config.site_widths is not None:
+        config.site_widths = {renamed(site): width for site, width in config.site_widths.items()}
+    if isinstance(config.target_modules, set):
+        config.target_modules = {renamed(name) if "." in name else name for name in config.target_modules}
 
 
 def base_of(module: nn.Module) -> nn.Module:
@@ -43,16 +78,21 @@ def width_of(module: nn.Module, neuron_side: str) -> int:
     return int(_get_in_out_features(base)[0 if neuron_side == "input" else 1])
 
 
-def scaled_weight(module: nn.Module) -> Tensor:
-    """The weight that scales act on."""
+def scaled_weight(module: nn.Module) -> Tensor | None:
+    """The weight that scales act on; `None` where it is quantised."""
     base: Any = base_of(module)
+    if quantization_backend(base) is not None:
+        return None
     return base.weight if experts_layout(base) is None else base.down_proj
 
 
-def wrap(module: nn.Module, neuron_side: str) -> NeuronTuneLayer:
-    """The layer that scales the neurons of a module."""
-    layout = experts_layout(module)
-    return Linear(module, neuron_side=neuron_side) if layout is None else Experts(module, layout=layout)
+def wrap(module: nn.Module, neuron_side: str, **recipe: Any) -> NeuronTuneLayer:
+    """The layer that scales the neurons of a module; `recipe` is what PEFT's `get_quantization_kwargs` finds."""
+    if (layout := experts_layout(module)) is not None:
+        return Experts(module, layout=layout)
+    if (backend := quantization_backend(module, **recipe)) is not None:
+        return QuantizedLinear(module, backend=backend, neuron_side=neuron_side)
+    return Linear(module, neuron_side=neuron_side)
 
 
 def check_targets(config: NeuronTuneConfig, model: nn.Module, targets: Mapping[str, nn.Module]) -> None:
@@ -65,12 +105,22 @@ def check_targets(config: NeuronTuneConfig, model: nn.Module, targets: Mapping[s
     """
     names = [name for name, _ in model.named_modules()]
     wanted = config.target_modules if isinstance(config.target_modules, (list, set)) else []
-    unknown = [entry for entry in wanted if not any(name == entry or name.endswith(f".{entry}") for name in names)]
+    unknown = [
+        entry for entry in sorted(wanted) if not any(name == entry or name.endswith(f".{entry}") for name in names)
+    ]
     if unknown or not targets:
+        # The beginnings of PEFT's own messages, by which its users know these errors.
+        if config.modules_to_save or (unknown and config.exclude_modules):
+            beginning = "No modules were targeted for adaptation"
+        elif config.exclude_modules:
+            beginning = "All modules were excluded"
+        else:
+            beginning = "Target modules of the adapter not found in the base model"
         linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))})
-        raise ValueError(
-            f"got target_modules={unknown or config.target_modules!r}, which match no module (exclude_modules="
-            f"{config.exclude_modules!r}, layers_to_transform={config.layers_to_transform!r}); expected names such as "
+        raise NoMatchingPeftModuleError(
+            f"{beginning}: got target_modules={unknown or config.target_modules!r}, which match no module "
+            f"(exclude_modules={config.exclude_modules!r}, layers_to_transform={config.layers_to_transform!r}); "
+            f"expected names such as "
             f"{linear[:12]}; correct target_modules, or leave it out to have the sites found"
         )
     for name, module in targets.items():
@@ -86,7 +136,7 @@ def check_targets(config: NeuronTuneConfig, model: nn.Module, targets: Mapping[s
                     f"got neuron_side='{config.neuron_side}' for the fused experts '{name}'; expected 'input', as "
                     "their neurons are the inputs of their down projections; leave the experts out or change the side"
                 )
-        elif not isinstance(base, (nn.Linear, Conv1D)) and resolve_quantization_backend(base) is None:
+        elif not isinstance(base, (nn.Linear, Conv1D)) and quantization_backend(base) is None:
             raise TypeError(
                 f"got '{name}' of type {type(base).__name__}; expected nn.Linear, Conv1D or fused experts; choose "
                 "other target_modules"
