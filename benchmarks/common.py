@@ -11,14 +11,19 @@ from pathlib import Path
 import torch
 
 
-def arguments(description: str) -> argparse.Namespace:
+def parser(description: str | None) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="small shapes and few repeats: does it run at all?")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("--quick", action="store_true", help="small shapes and few repeats: does it run at all?")
+    options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     return options
+
+
+def set_up(options: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the command line and set the threads."""
+    given = options.parse_args()
+    torch.set_num_threads(given.threads)
+    return given
 
 
 def print_header(title: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import arguments, interleaved_medians, print_header, print_table
+from common import interleaved_medians, parser, print_header, print_table, set_up
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from torch import nn
@@ -243,7 +243,7 @@ def show_attach(quick: bool) -> None:
 
 
 def main() -> None:
-    options = arguments(__doc__)
+    options = set_up(parser(__doc__))
     quick = options.quick
     repeats = 3 if quick else 41
     print_header("Overhead")

@@ -71,6 +71,7 @@ class NeuronTuneLayer(BaseTunerLayer):
         self.width = width  # number of neurons that the module has in all
         self._unchecked: set[str] = set()
         self._before_merge: dict[str, Tensor] | None = None
+        self._union: tuple[tuple[Any, ...], list[Tensor], Tensor, Tensor] | None = None
 
     def update_layer(
         self,
@@ -249,8 +250,10 @@ class NeuronTuneLayer(BaseTunerLayer):
             index = self.neurontune_index[held[0]]
             changes = (self.scale(held[0]) - 1).unsqueeze(0)  # (A, U)
         else:
-            index = torch.cat([self.neurontune_index[name] for name in held]).unique()
-            changes = torch.stack([self.combined_scale([name])[index] - 1 for name in held])
+            index, places = self.union_of(held)
+            values = [(self.neurontune_strength[name] * self.neurontune_delta[name]).float() for name in held]
+            changes = torch.zeros(len(held) * len(index), device=index.device).index_put((places,), torch.cat(values))
+            changes = changes.view(len(held), len(index))
         if plan.adapter_names is None:
             table = changes.sum(dim=0, keepdim=True).expand(plan.rows, -1)  # (B, U)
         else:  # one more row of zeros for requests whose adapter has no neurons here
@@ -259,6 +262,25 @@ class NeuronTuneLayer(BaseTunerLayer):
         if plan.strengths is not None:
             table = plan.strengths.to(table.device).unsqueeze(1) * table
         return index, 1 + table
+
+    def union_of(self, adapter_names: list[str]) -> tuple[Tensor, Tensor]:
+        """
+        The neurons of several adapters, and where each adapter's neurons stand among them.
+
+        Kept until an adapter's indices change, as sorting them anew for each call would cost more than scaling.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: Indices of shape `(U,)`, and for each adapter's neurons in turn their
+            places in a table of shape `(A, U)`, flattened.
+        """
+        held = [self.neurontune_index[name] for name in adapter_names]
+        key = tuple((id(index), index._version, index.device) for index in held)
+        if self._union is None or self._union[0] != key:
+            union = torch.cat(held).unique()
+            places = [row * len(union) + torch.searchsorted(union, index) for row, index in enumerate(held)]
+            # Holding the indices keeps their ids from being given to others.
+            self._union = (key, held, union, torch.cat(places))
+        return self._union[2], self._union[3]
 
     def acts_on(self, plan: RowPlan) -> bool:
         """Whether any row of a plan scales neurons of this layer."""
