@@ -7,7 +7,6 @@ One seed; the learning rates are given in the table and were not searched for th
 test prompts and held-out attack families, beside what it cost. The judge sees the opening of an answer only.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,7 +52,9 @@ class Task:
         return AutoModelForCausalLM.from_pretrained(self.model_path, dtype=torch.float32).eval()
 
 
-def neurontune(task: Task, *, method: str = "gradient", order: str = "first", counts: dict | None = None) -> PeftModel:
+def neurontune(
+    task: Task, *, method: str = "gate_path", order: str = "first", counts: dict | None = None
+) -> PeftModel:
     model = task.base()
     scores = attribute(model, task.tokenizer, task.prompts, method=method)
     config = NeuronTuneConfig(task_type="CAUSAL_LM", neurons=select_neurons(scores, counts or COUNTS))
@@ -101,7 +102,7 @@ def methods(task: Task) -> dict[str, Callable[[], PeftModel]]:
         "NEURONTUNE (20 % of the neurons, first order)": lambda: neurontune(task),
         "… without meta-learning (order none)": lambda: neurontune(task, order="none"),
         "… random neurons": lambda: neurontune(task, method="random"),
-        "… `gate_path` scores": lambda: neurontune(task, method="gate_path"),
+        "… `gradient` scores": lambda: neurontune(task, method="gradient"),
         "… 3 % of the neurons": lambda: neurontune(task, counts=FEW),
         "… 3 %, random neurons": lambda: neurontune(task, method="random", counts=FEW),
         "IA3, all neurons, lr 0.1": lambda: control(task, ia3, lr=0.1),
@@ -109,7 +110,7 @@ def methods(task: Task) -> dict[str, Callable[[], PeftModel]]:
     }
 
 
-def row(name: str, model: PeftModel | PreTrainedModel, report: Report, seconds: float | None) -> list[str]:
+def row(name: str, model: PeftModel | PreTrainedModel, report: Report) -> list[str]:
     numbers = sum(p.numel() for p in model.parameters() if p.requires_grad) if isinstance(model, PeftModel) else 0
     return [
         name,
@@ -118,7 +119,6 @@ def row(name: str, model: PeftModel | PreTrainedModel, report: Report, seconds: 
         pooled(report.attack_success_trained),
         *(str(rate) for rate in (report.borderline_refusal, report.benign_refusal, report.wrapped_benign_refusal)),
         f"{report.perplexity:.2f}",
-        "–" if seconds is None else f"{seconds:.0f} s",
     ]
 
 
@@ -138,14 +138,12 @@ def main() -> None:
     rows = []
     base = task.base()
     new_tokens = 4 if given.quick else 32
-    rows.append(row("base model", base, evaluate(base, task.tokenizer, task.prompts, max_new_tokens=new_tokens), None))
+    rows.append(row("base model", base, evaluate(base, task.tokenizer, task.prompts, max_new_tokens=new_tokens)))
     chosen = methods(task)
     for name in list(chosen)[:: 3 if given.quick else 1]:
-        start = time.perf_counter()
         model = chosen[name]()
-        seconds = time.perf_counter() - start
         report = evaluate(model, task.tokenizer, task.prompts, max_new_tokens=new_tokens)
-        rows.append(row(name, model, report, seconds))
+        rows.append(row(name, model, report))
     print_table(
         [
             "",
@@ -156,7 +154,6 @@ def main() -> None:
             "benign refused",
             "wrapped benign refused",
             "perplexity",
-            "time to make",
         ],
         rows,
     )

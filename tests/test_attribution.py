@@ -249,7 +249,7 @@ def test_prompts_are_drawn_from_the_train_split_by_seed():
     assert len(seen) == 2 + 2 + 1 + 2 + 2  # plain and attacked harmful, borderline, wrapped benign, benign
     assert not any(p.prompt in text for p in PROMPTS.select(split="test") for text in seen)
     assert sum("DAN" in text or "Sure" in text for text in seen) == 4
-    again = attribute(tiny_llama(), TOKENIZER, PROMPTS, n_prompts=2, seed=3)
+    again = attribute(tiny_llama(), TOKENIZER, PROMPTS, method="gradient", n_prompts=2, seed=3)
     torch.testing.assert_close(scores.values, again.values, rtol=0, atol=0)
     assert scores.metadata["prompts"] == "7 for safety, 2 for utility"
     assert scores.metadata["prompt_set"] == PROMPTS.fingerprint

@@ -191,3 +191,10 @@ def test_a_file_that_is_no_cache_is_refused_and_kept(tmp_path: Path, text: str) 
 def test_a_cache_needs_a_fingerprint(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got a cache without a fingerprint"):
         complete(tiny_prompt_set(), tiny_llama(), cache=tmp_path / "cache.json")
+
+
+def test_a_model_on_the_meta_device_is_refused():
+    with torch.device("meta"):
+        model = tiny_llama()
+    with pytest.raises(ValueError, match="got a model on the meta device; expected real weights"):
+        generate_answers(model, tiny_tokenizer(), ["Hello."])

@@ -196,7 +196,7 @@ def attribute(
     tokenizer: Any,
     prompts: PromptSet,
     *,
-    method: str | Method = "gradient",
+    method: str | Method = "gate_path",
     sites: Mapping[str, Site] | None = None,
     roles: Sequence[str] = ROLES,
     batch_size: int = 8,
@@ -218,9 +218,10 @@ def attribute(
         model (`nn.Module`): A causal LM or a `PeftModel`; scored in evaluation mode and restored.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         prompts ([`PromptSet`]): Where the prompts come from.
-        method (`str` or `Callable`, *optional*, defaults to `"gradient"`):
-            `"gradient"`, `"gate_path"`, `"random"`, or a function
-            `(model, batch, sites, objective) -> {site: (B, F)}`.
+        method (`str` or `Callable`, *optional*, defaults to `"gate_path"`):
+            `"gate_path"`, `"gradient"`, `"random"`, or a function
+            `(model, batch, sites, objective) -> {site: (B, F)}`. *ours*: with the contrast below, training on the
+            neurons of `gate_path` protected better than on those of `gradient`, at less cost.
         sites (`Mapping[str, Site]`, *optional*):
             The sites to score; the linear ones of [`find_sites`] when left out.
         roles (`Sequence[str]`, *optional*, defaults to `("safety", "utility")`): The roles to score.

@@ -50,7 +50,7 @@ class Tune(ModelOptions):
 
     output: Path = field(kw_only=True)
     prompts: str | None = None
-    method: Literal["gradient", "gate_path", "random"] = "gradient"
+    method: Literal["gate_path", "gradient", "random"] = "gate_path"
     counts: tuple[str, ...] = ("safety=0.1", "utility=0.1")
     overlap: Literal["drop", "safety", "utility"] = "drop"
     training: MetaConfig = field(default_factory=MetaConfig)

@@ -182,6 +182,8 @@ def _answer_in_batches(
             raise ValueError(f"got {name} {value}; expected at least 1; give a positive number")
     if not prompts:
         return
+    if next(model.parameters()).is_meta:
+        raise ValueError("got a model on the meta device; expected real weights; load the model first")
     ids = _fit(model, prompt_ids(tokenizer, prompts, chat_template=chat_template), max_new_tokens)
     options = _generation_options(model, tokenizer)
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
