@@ -47,6 +47,7 @@ class Task:
     tokenizer: PreTrainedTokenizerBase
     prompts: PromptSet
     config: MetaConfig
+    n_prompts: int = 32  # of each kind, to score neurons on
 
     def base(self) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(self.model_path, dtype=torch.float32).eval()
@@ -56,7 +57,7 @@ def neurontune(
     task: Task, *, method: str = "gate_path", order: str = "first", counts: dict | None = None
 ) -> PeftModel:
     model = task.base()
-    scores = attribute(model, task.tokenizer, task.prompts, method=method)
+    scores = attribute(model, task.tokenizer, task.prompts, method=method, n_prompts=task.n_prompts)
     config = NeuronTuneConfig(task_type="CAUSAL_LM", neurons=select_neurons(scores, counts or COUNTS))
     adapted = get_peft_model(model, config)
     meta_train(adapted, task.tokenizer, task.prompts, replace(task.config, order=order))
@@ -133,7 +134,8 @@ def main() -> None:
     options.add_argument("--prompts", default=None, help="directory of a prompt set; the shipped one by default")
     given = set_up(options)
     config = MetaConfig(steps=2, inner_steps=1) if given.quick else MetaConfig()
-    task = Task(given.model, AutoTokenizer.from_pretrained(given.model), PromptSet.load(given.prompts), config)
+    tokenizer = AutoTokenizer.from_pretrained(given.model)
+    task = Task(given.model, tokenizer, PromptSet.load(given.prompts), config, n_prompts=2 if given.quick else 32)
     print_header("Controls")
     rows = []
     base = task.base()
