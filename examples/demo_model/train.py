@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from mixture import Texts, base_rows, read_texts, tuning_rows
+from safetensors.torch import load_model, save_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -203,12 +204,12 @@ def main() -> None:
     tokenizer, model = train_tokenizer(texts), new_model()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
     if args.base and args.base.exists():
-        model.load_state_dict(torch.load(args.base))
+        load_model(model, args.base)
     else:
         rounds = (encode_rows(tokenizer, base_rows(texts, rng), answer_only=False) for _ in itertools.count())
         fit(model, rounds, BASE, rng, "base")
         if args.base:
-            torch.save(model.state_dict(), args.base)
+            save_model(model, args.base)
     rng = random.Random(args.seed + 1)
     rounds = (encode_rows(tokenizer, tuning_rows(texts, rng), answer_only=True) for _ in itertools.count())
     fit(model, rounds, TUNING, rng, "tuning")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from neurontune_peft.objectives import TokenBatch, response_logits
 from neurontune_peft.prompts import PromptSet, encode
+from neurontune_peft.prompts.answers import evaluating
 from neurontune_peft.training.config import MetaConfig
 from neurontune_peft.training.deltas import Deltas, find_deltas
 from neurontune_peft.training.log import Log, StepLog
@@ -100,7 +101,7 @@ def meta_train(
     """
     config = MetaConfig() if config is None else config
     deltas = find_deltas(model, config.bounds)
-    with _evaluating(model):
+    with evaluating(model):  # dropout would drown the small effect of scales
         refusals = refusal_texts(model, tokenizer, prompts, source=config.refusal_targets, chat_template=chat_template)
         sampler = TaskSampler(prompts, config, refusals)
         state = LoopState(torch.optim.Adam(deltas.parameters, lr=config.lr))
@@ -218,15 +219,3 @@ def _inner_step(
     size = lr / (square + torch.finfo(square.dtype).tiny).sqrt()
     moved = deltas.project([v - size * g for v, g in zip(values, gradients, strict=True)])
     return moved if keep_graph else [value.detach().requires_grad_() for value in moved]
-
-
-@contextmanager
-def _evaluating(model: PeftModel) -> Iterator[None]:
-    """Evaluation mode, restored module by module: dropout would drown the small effect of scales."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
