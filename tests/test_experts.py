@@ -123,6 +123,19 @@ def test_scaling_an_expert_neuron_is_scaling_its_weight_column(model_type, imple
 
 
 @pytest.mark.parametrize("model_type", TYPES)
+def test_a_single_token_is_scaled_as_in_a_long_prompt(model_type):
+    adapted = tuned(moe_model(model_type))
+    reference = scale_columns(moe_model(model_type), adapted)
+    for token in range(3, 11):  # each is routed to experts of its own
+        ids = torch.tensor([[token]])
+        with torch.no_grad():
+            found, expected = adapted(input_ids=ids).logits, reference(input_ids=ids).logits
+            rows = adapted(input_ids=ids, neurontune_strength=[1.0]).logits
+        assert relative_error(found, expected) < 1e-5
+        assert relative_error(rows, expected) < 1e-5
+
+
+@pytest.mark.parametrize("model_type", TYPES)
 def test_a_new_adapter_on_experts_is_the_identity_and_routers_are_untouched(model_type):
     base = moe_model(model_type)
     before, weights = logits(base), {name: tensor.clone() for name, tensor in base.state_dict().items()}

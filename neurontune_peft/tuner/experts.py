@@ -121,11 +121,11 @@ class Experts(MergeableLayer):
             index, table = self.table_for(plan)
             per_token = hidden if self.layout.routed else hidden[: hidden.shape[0] // (self.width // self.expert_size)]
             return index, plan.expanded(table, per_token) - 1
-        names = [] if self.merged else [name for name in self.active_adapters if name in self.neurontune_delta]
+        names = [] if self.merged else self.acting(self.active_adapters)
         if not names:
             return None
         if len(names) == 1:
-            return self.neurontune_index[names[0]], (self.scale(names[0]) - 1).unsqueeze(0)
+            return self.neurontune_index[names[0]], self.change_of(names[0]).unsqueeze(0)
         index = torch.cat([self.neurontune_index[name] for name in names]).unique()
         return index, (self.combined_scale(names)[index] - 1).unsqueeze(0)
 
@@ -142,6 +142,9 @@ class Experts(MergeableLayer):
         Returns:
             `torch.Tensor`: Shape of `hidden`.
         """
+        if routing and self.few_experts_act(routing[0]):
+            acts = torch.isin(index // self.expert_size, routing[0])  # (U,)
+            index, factors = index[acts], factors[:, acts]
         expert, neuron = index // self.expert_size, index % self.expert_size  # (U,)
         down = self.down_slices(expert, neuron)  # (U, H)
         if not self.layout.routed:
@@ -152,6 +155,16 @@ class Experts(MergeableLayer):
         share = (weights.unsqueeze(-1) * chosen).sum(dim=1)  # (N, U)
         scaled = activation.float() * share.float() * factors.to(activation.device)
         return scaled.to(down.dtype) @ down
+
+    def few_experts_act(self, experts_of_token: Tensor) -> bool:
+        """
+        Whether to look at the neurons of the routed experts alone, as a decode step of a few rows routes to few.
+
+        The number of these neurons depends on the data. Reading it back would make a GPU wait, and break a graph.
+        """
+        if experts_of_token.device.type != "cpu" or torch.compiler.is_compiling():
+            return False
+        return experts_of_token.numel() < self.width // self.expert_size
 
     def sorted_correction(
         self, hidden: Tensor, expert: Tensor, neuron: Tensor, factors: Tensor, down: Tensor

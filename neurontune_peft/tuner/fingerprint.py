@@ -14,10 +14,11 @@ BLOCKS, BLOCK_SIZE = 16, 256
 
 def fingerprint(weights: Mapping[str, Tensor | None]) -> str | None:
     """
-    Hash names, shapes and sampled values of weights.
+    Hash shapes and sampled values of weights.
 
-    Values are rounded to bfloat16 first, so that one checkpoint has one fingerprint, whether it is loaded in float32
-    or bfloat16.
+    Names are left out, so that a model whose modules are renamed, by a new version of its library or by a wrapper, is
+    still the same model. Values are rounded to bfloat16 first, so that one checkpoint has one fingerprint, whether it
+    is loaded in float32 or bfloat16.
 
     Args:
         weights (`Mapping[str, torch.Tensor or None]`): Site to its weight; `None` where it is quantised.
@@ -28,11 +29,14 @@ def fingerprint(weights: Mapping[str, Tensor | None]) -> str | None:
     known = {name: weight for name, weight in weights.items() if weight is not None and not weight.is_meta}
     if len(known) < len(weights):
         return None
-    digest = hashlib.sha256()
-    for name in sorted(known):
-        flat = known[name].detach().reshape(-1)
-        digest.update(f"{name} {tuple(known[name].shape)}\n".encode())
-        for start in torch.linspace(0, max(0, flat.numel() - BLOCK_SIZE), BLOCKS, dtype=torch.float64).long().tolist():
-            block = flat[start : start + BLOCK_SIZE].to(device="cpu", dtype=torch.bfloat16)
-            digest.update(block.view(torch.int16).numpy().tobytes())
+    return hashlib.sha256("".join(sorted(_digest(weight) for weight in known.values())).encode()).hexdigest()
+
+
+def _digest(weight: Tensor) -> str:
+    """Hash of the shape and of sampled values."""
+    digest = hashlib.sha256(f"{tuple(weight.shape)}\n".encode())
+    flat = weight.detach().reshape(-1)
+    for start in torch.linspace(0, max(0, flat.numel() - BLOCK_SIZE), BLOCKS, dtype=torch.float64).long().tolist():
+        block = flat[start : start + BLOCK_SIZE].to(device="cpu", dtype=torch.bfloat16)
+        digest.update(block.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()

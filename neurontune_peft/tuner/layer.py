@@ -1,4 +1,4 @@
-"""What every wrapped module holds for its neurons, and the arithmetic of scaling them on the fly."""
+"""What every wrapped module holds for its neurons."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from neurontune_peft.checks import check_indices
 from neurontune_peft.tuner.names import NOT_LOADED
-from neurontune_peft.tuner.rows import CURRENT, RowPlan
+from neurontune_peft.tuner.scaling import Scaling
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Dial:
     count: int | None = None
 
 
-class NeuronTuneLayer(BaseTunerLayer):
+class NeuronTuneLayer(Scaling, BaseTunerLayer):
     """
     What every wrapped module holds, per adapter, for its `k` selected neurons.
 
@@ -174,126 +174,6 @@ class NeuronTuneLayer(BaseTunerLayer):
             merged = self.merged_adapters
             self.unmerge()
             self.merge(adapter_names=merged)
-
-    def scale(self, adapter_name: str) -> Tensor:
-        """Effective scales of an adapter's neurons, `1 + strength * delta`, shape `(k,)`, float32."""
-        return 1 + self.neurontune_strength[adapter_name] * self.neurontune_delta[adapter_name]
-
-    def scale_neurons(self, hidden: Tensor, adapter_names: list[str]) -> Tensor:
-        """
-        Multiply the selected neurons by their scales; everything else passes through untouched.
-
-        Args:
-            hidden (`torch.Tensor`): Shape `(..., width)`.
-            adapter_names (`list[str]`): The adapters whose scales combine as `1 + sum(strength * delta)`.
-
-        Returns:
-            `torch.Tensor`: A new tensor of the same shape and dtype.
-        """
-        if len(adapter_names) == 1:
-            index, scale = self.neurontune_index[adapter_names[0]], self.scale(adapter_names[0])
-        else:
-            index, scale = None, self.combined_scale(adapter_names)  # (F,)
-        # Half precision multiplies in float32: bfloat16 cannot tell a scale of 1.003 from 1.
-        precision = torch.promote_types(hidden.dtype, torch.float32)
-        if index is None or index.numel() == self.width:
-            dense = scale if index is None else torch.ones_like(scale).index_put((index,), scale)  # (F,)
-            return (hidden.to(precision) * dense).to(hidden.dtype)
-        # Only k numbers per token are kept for the backward pass, not F.
-        chosen = (hidden[..., index].to(precision) * scale).to(hidden.dtype)  # (..., k)
-        scaled = hidden.clone()  # (..., F)
-        scaled[..., index] = chosen
-        return scaled
-
-    def combined_scale(self, adapter_names: list[str]) -> Tensor:
-        """Scales of all neurons under several adapters, `1 + sum(strength * delta)`, shape `(width,)`, float32."""
-        first = self.neurontune_delta[adapter_names[0]]
-        total = torch.ones(self.width, device=first.device, dtype=torch.promote_types(first.dtype, torch.float32))
-        for name in adapter_names:
-            total = total.index_add(0, self.neurontune_index[name], (self.scale(name) - 1).to(total.dtype))
-        return total
-
-    def scale_neurons_by_row(self, hidden: Tensor, plan: RowPlan) -> Tensor:
-        """
-        As [`scale_neurons`], with adapter and strength of each row taken from a plan.
-
-        Args:
-            hidden (`torch.Tensor`): Shape `(R, ..., width)`, where the R rows repeat the plan's B rows in order.
-            plan (`RowPlan`): What each row asks for.
-
-        Returns:
-            `torch.Tensor`: A new tensor of the same shape and dtype.
-        """
-        index, table = self.table_for(plan)  # (U,), (B, U)
-        precision = torch.promote_types(hidden.dtype, torch.float32)
-        chosen = (hidden[..., index].to(precision) * plan.expanded(table, hidden)).to(hidden.dtype)  # (R, ..., U)
-        scaled = hidden.clone()  # (R, ..., F)
-        scaled[..., index] = chosen
-        return scaled
-
-    def table_for(self, plan: RowPlan) -> tuple[Tensor, Tensor]:
-        """[`row_scales`], worked out once per call."""
-        if id(self) not in plan.tables:
-            plan.tables[id(self)] = self.row_scales(plan)
-        return plan.tables[id(self)]
-
-    def row_scales(self, plan: RowPlan) -> tuple[Tensor, Tensor]:
-        """
-        Neurons that any row of a plan scales, and by how much each row scales them.
-
-        Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: Indices of shape `(U,)`, and scales of shape `(B, U)`, float32.
-        """
-        names = self.active_adapters if plan.adapter_names is None else sorted(set(plan.adapter_names))
-        held = [name for name in names if name in self.neurontune_delta]
-        if len(held) == 1:
-            index = self.neurontune_index[held[0]]
-            changes = (self.scale(held[0]) - 1).unsqueeze(0)  # (A, U)
-        else:
-            index, places = self.union_of(held)
-            values = [(self.neurontune_strength[name] * self.neurontune_delta[name]).float() for name in held]
-            changes = torch.zeros(len(held) * len(index), device=index.device).index_put((places,), torch.cat(values))
-            changes = changes.view(len(held), len(index))
-        if plan.adapter_names is None:
-            table = changes.sum(dim=0, keepdim=True).expand(plan.rows, -1)  # (B, U)
-        else:  # one more row of zeros for requests whose adapter has no neurons here
-            place = [held.index(name) if name in held else len(held) for name in plan.adapter_names]
-            table = torch.cat([changes, torch.zeros_like(changes[:1])])[torch.tensor(place, device=changes.device)]
-        if plan.strengths is not None:
-            table = plan.strengths.to(table.device).unsqueeze(1) * table
-        return index, 1 + table
-
-    def union_of(self, adapter_names: list[str]) -> tuple[Tensor, Tensor]:
-        """
-        The neurons of several adapters, and where each adapter's neurons stand among them.
-
-        Kept until an adapter's indices change, as sorting them anew for each call would cost more than scaling.
-
-        Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: Indices of shape `(U,)`, and for each adapter's neurons in turn their
-            places in a table of shape `(A, U)`, flattened.
-        """
-        held = [self.neurontune_index[name] for name in adapter_names]
-        key = tuple((id(index), index._version, index.device) for index in held)
-        if self._union is None or self._union[0] != key:
-            union = torch.cat(held).unique()
-            places = [row * len(union) + torch.searchsorted(union, index) for row, index in enumerate(held)]
-            # Holding the indices keeps their ids from being given to others.
-            self._union = (key, held, union, torch.cat(places))
-        return self._union[2], self._union[3]
-
-    def acts_on(self, plan: RowPlan) -> bool:
-        """Whether any row of a plan scales neurons of this layer."""
-        names = self.active_adapters if plan.adapter_names is None else plan.adapter_names
-        return any(name in self.neurontune_delta for name in names)
-
-    def scaled(self, hidden: Tensor) -> Tensor:
-        """Neurons under the adapters that act now: those of the call's row plan, or else the active ones."""
-        plan = CURRENT.plan
-        if plan is not None:
-            return self.scale_neurons_by_row(hidden, plan) if self.acts_on(plan) else hidden
-        names = [] if self.merged else [name for name in self.active_adapters if name in self.neurontune_delta]
-        return self.scale_neurons(hidden, names) if names else hidden
 
     def extra_repr(self) -> str:
         return f"neurons={ {name: delta.numel() for name, delta in self.neurontune_delta.items()} }"

@@ -24,13 +24,15 @@ class RowPlan:
         rows (`int`): Number of requests, B.
         adapter_names (`tuple[str, ...]`, *optional*): Adapter of each row; the active ones for all rows by default.
         strengths (`torch.Tensor`, *optional*): Strength of each row, shape `(B,)`; 1 by default.
-        tables (`dict`, *optional*): Scales per layer, worked out once per call.
+        tables (`dict`, *optional*): Scaled neurons and scales per layer, worked out once per call.
+        dense_tables (`dict`, *optional*): Scales of all neurons per layer, worked out once per call.
     """
 
     rows: int
     adapter_names: tuple[str, ...] | None = None
     strengths: Tensor | None = None
     tables: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
+    dense_tables: dict[int, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def expanded(self, table: Tensor, hidden: Tensor) -> Tensor:
         """
