@@ -153,6 +153,7 @@ class NeuronTuneModel(Combining, Dials, Merging):
             selected=selected,
             init_weights=peft_config.init_weights,
             inference_mode=peft_config.inference_mode,
+            dynamic=peft_config.modulation == "dynamic",
         )
         if layer is not target:
             if adapter_name not in self.active_adapters:
