@@ -103,8 +103,8 @@ class Experts(MergeableLayer):
                 self.unmerge()
             return self.base_layer(hidden_states, *args, **kwargs)
         routing = (*args, *kwargs.values())[:2]
-        if CURRENT.plan is not None and CURRENT.plan.reading is not None:
-            self.read_trigger(hidden_states, routing, CURRENT.plan.reading)
+        for reading in () if CURRENT.plan is None else CURRENT.plan.readings:
+            self.read_trigger(hidden_states, routing, reading)
         output = self.base_layer(hidden_states, *args, **kwargs)
         change = self.change(hidden_states)
         if change is None:
@@ -171,17 +171,18 @@ class Experts(MergeableLayer):
             reading ([`Reading`]): What is to be read, at Q positions.
         """
         places = reading.flat_positions.to(hidden.device)  # (Q,)
-        for name in reading.names_of(self):
-            index = self.neurontune_index[name].long()
-            expert, neuron = index // self.expert_size, index % self.expert_size  # (k,)
-            if self.layout.routed:
-                experts_of_token, weights = (part[places] for part in routing)  # (Q, K)
-                chosen = experts_of_token.unsqueeze(-1) == expert  # (Q, K, k)
-                share = (weights.unsqueeze(-1) * chosen).sum(dim=1).float()  # (Q, k)
-                reading.add(name, self, self.activation(hidden[places], expert, neuron).float() * share)
-            else:  # the input holds the routing weights already
-                rows = hidden.view(self.width // self.expert_size, -1, hidden.shape[-1])
-                reading.add(name, self, self.activation(rows[:, places][expert], expert, neuron).float().T)
+        if not self.acting((reading.name,)):
+            return
+        index = self.neurontune_index[reading.name].long()
+        expert, neuron = index // self.expert_size, index % self.expert_size  # (k,)
+        if self.layout.routed:
+            experts_of_token, weights = (part[places] for part in routing)  # (Q, K)
+            chosen = experts_of_token.unsqueeze(-1) == expert  # (Q, K, k)
+            share = (weights.unsqueeze(-1) * chosen).sum(dim=1).float()  # (Q, k)
+            reading.add(self, self.activation(hidden[places], expert, neuron).float() * share)
+        else:  # the input holds the routing weights already
+            rows = hidden.view(self.width // self.expert_size, -1, hidden.shape[-1])
+            reading.add(self, self.activation(rows[:, places][expert], expert, neuron).float().T)
 
     def few_experts_act(self, experts_of_token: Tensor) -> bool:
         """

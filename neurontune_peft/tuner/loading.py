@@ -11,6 +11,7 @@ from peft.utils import _get_submodules
 from torch import Tensor, nn
 
 from neurontune_peft.checks import check_indices, check_ranks
+from neurontune_peft.tuner.dynamic import remove_hooks
 from neurontune_peft.tuner.layer import NeuronTuneLayer, check_finite
 from neurontune_peft.tuner.names import DELTA, INDEX, NOT_LOADED, RANK, SAVED, TRIGGER
 
@@ -174,3 +175,4 @@ def discard_unloaded_adapter(model: nn.Module, layers: Mapping[str, NeuronTuneLa
     if not peft_config and hasattr(model, "peft_config"):
         del model.peft_config
         remove_load_check(model)
+        remove_hooks(model)

@@ -17,6 +17,7 @@ from neurontune_peft.sites import find_sites
 from neurontune_peft.tuner.combine import Combining
 from neurontune_peft.tuner.config import NeuronTuneConfig
 from neurontune_peft.tuner.dials import Dials
+from neurontune_peft.tuner.dynamic import install_hooks
 from neurontune_peft.tuner.fingerprint import fingerprint
 from neurontune_peft.tuner.layer import NeuronTuneLayer
 from neurontune_peft.tuner.loading import install_load_check
@@ -31,6 +32,7 @@ from neurontune_peft.tuner.rows import (
     make_plan,
     row_plan,
 )
+from neurontune_peft.tuner.requests import Requests
 from neurontune_peft.tuner.targets import (
     check_sites,
     check_targets,
@@ -44,7 +46,7 @@ from neurontune_peft.tuner.targets import (
 )
 
 
-class NeuronTuneModel(Combining, Dials, Merging):
+class NeuronTuneModel(Combining, Dials, Requests, Merging):
     """
     A model whose neurons are scaled by an adapter.
 
@@ -170,6 +172,8 @@ class NeuronTuneModel(Combining, Dials, Merging):
     def _post_injection_hook(self, model: nn.Module, config: NeuronTuneConfig, adapter_name: str) -> None:
         # On the base model, not on this tuner: `inject_adapter_in_model` throws the tuner away.
         install_load_check(model)
+        if config.modulation == "dynamic":
+            install_hooks(model)
 
     def train(self, mode: bool = True) -> NeuronTuneModel:
         if mode:

@@ -13,7 +13,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from neurontune_peft.tuner.dynamic import Call
+    from neurontune_peft.tuner.deciding import Call
     from neurontune_peft.tuner.trigger import Reading, TriggerDecision
 
 BASE = "__base__"  # PEFT's name for a row without adapter
@@ -34,7 +34,7 @@ class RowPlan:
             Strengths that triggers have decided on, adapter to a tensor of shape `(B,)`.
         resting (`frozenset[str]`, *optional*): Adapters that act on no row.
         acts (`torch.Tensor`, *optional*): Where in each row strengths act, bool, shape `(B, T)`; everywhere by default.
-        reading ([`Reading`], *optional*): Collects what the neurons of some positions say, unscaled.
+        readings (`tuple[Reading, ...]`, *optional*): Collect what the neurons of some positions say, unscaled.
         call ([`Call`], *optional*): The call of the base model that this plan was made for.
     """
 
@@ -46,7 +46,7 @@ class RowPlan:
     decided: Mapping[str, Tensor] = field(default_factory=dict)
     resting: frozenset[str] = frozenset()
     acts: Tensor | None = None
-    reading: Reading | None = field(default=None, compare=False, repr=False)
+    readings: tuple[Reading, ...] = field(default=(), compare=False, repr=False)
     call: Call | None = field(default=None, compare=False, repr=False)
 
     def factors(self, adapter_names: Sequence[str], device: torch.device) -> Tensor | None:

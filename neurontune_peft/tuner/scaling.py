@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -61,11 +61,19 @@ class Scaling:
         scaled[..., index] = chosen
         return scaled
 
-    def combined_scale(self, adapter_names: list[str]) -> Tensor:
-        """Scales of all neurons under several adapters, `1 + sum(strength * delta)`, shape `(width,)`, float32."""
+    def combined_scale(self, adapter_names: list[str], *, factors: Mapping[str, float] | None = None) -> Tensor:
+        """
+        Scales of all neurons under several adapters, `1 + sum(strength * delta)`, shape `(width,)`, float32.
+
+        Args:
+            adapter_names (`list[str]`): The adapters.
+            factors (`Mapping[str, float]`, *optional*): More strengths, which multiply those of the dials.
+        """
         total: Tensor | None = None
         for name in adapter_names:
             change = self.change_of(name)
+            if factors is not None:
+                change = change * factors.get(name, 1.0)
             if total is None:
                 total = torch.ones(self.width, device=change.device, dtype=change.dtype)
             # In place, as a copy of all neurons per adapter would cost more than scaling them.
@@ -179,8 +187,8 @@ class Scaling:
         """Neurons under the adapters that act now: those of the call's row plan, or else the active ones."""
         plan = CURRENT.plan
         if plan is not None:
-            if plan.reading is not None:
-                plan.reading.read(self, hidden)
+            for reading in plan.readings:
+                reading.read(self, hidden)
             return self.scale_neurons_by_row(hidden, plan) if self.acts_on(plan) else hidden
         names = [] if self.merged else self.acting(self.active_adapters)
         return self.scale_neurons(hidden, names) if names else hidden

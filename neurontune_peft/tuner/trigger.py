@@ -38,33 +38,29 @@ class TriggerDecision:
 @dataclass
 class Reading:
     """
-    Collects unscaled activations of adapters' neurons at some positions of each row, while layers compute.
+    Collects unscaled activations of an adapter's neurons at some positions of each row, while layers compute.
 
     Args:
-        names (`tuple[str, ...]`): The adapters to read.
-        positions (`torch.Tensor`): Where, shape `(B, P)`, int64; `NOWHERE` reads anything.
+        name (`str`): The adapter to read.
+        positions (`torch.Tensor`): Where, shape `(B, P)`, int64; at `NOWHERE` what is read has no meaning.
         length (`int`): Number of tokens T per row.
-        keep_features (`bool`, *optional*, defaults to `False`): Keep the activations, not only their weighted sums.
-        scores (`dict[str, torch.Tensor]`, *optional*): Weighted sums so far, adapter to shape `(B, P)`.
-        features (`dict`, *optional*): `(adapter, id of the layer)` to activations of shape `(B * P, k)`.
+        keep_features (`bool`, *optional*, defaults to `False`): Keep the activations, not only their weighted sum.
+        score (`torch.Tensor`, *optional*): Weighted sum so far, shape `(B, P)`.
+        features (`dict`, *optional*): `id` of the layer to activations of shape `(B * P, k)`.
     """
 
-    names: tuple[str, ...]
+    name: str
     positions: Tensor
     length: int
     keep_features: bool = False
-    scores: dict[str, Tensor] = field(default_factory=dict)
-    features: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    score: Tensor | None = None
+    features: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def flat_positions(self) -> Tensor:
         """Positions in a batch whose tokens stand in one row, shape `(B * P,)`."""
         starts = torch.arange(len(self.positions), device=self.positions.device).unsqueeze(1) * self.length
         return (starts + self.positions.clamp(min=0)).flatten()
-
-    def names_of(self, layer: NeuronTuneLayer) -> list[str]:
-        """The adapters to read that have neurons in a layer."""
-        return layer.acting(self.names)
 
     def read(self, layer: NeuronTuneLayer, hidden: Tensor) -> None:
         """
@@ -77,32 +73,31 @@ class Reading:
         Raises:
             ValueError: When the layer does not see every token of every row.
         """
+        if not layer.acting((self.name,)):
+            return
         flat = hidden.reshape(-1, hidden.shape[-1])  # (B * T, F)
         if len(flat) != len(self.positions) * self.length:
             raise ValueError(
                 f"got neurons of {len(flat)} tokens in a batch of {len(self.positions)} rows of {self.length}; "
                 "expected those of every token, to tell the rows apart; use modulation='static' for this model"
             )
-        for name in self.names_of(layer):
-            chosen = flat[self.flat_positions.to(flat.device)]  # (B * P, F)
-            self.add(name, layer, chosen[:, layer.neurontune_index[name]].float())
+        chosen = flat[self.flat_positions.to(flat.device)]  # (B * P, F)
+        self.add(layer, chosen[:, layer.neurontune_index[self.name]].float())
 
-    def add(self, name: str, layer: NeuronTuneLayer, features: Tensor) -> None:
+    def add(self, layer: NeuronTuneLayer, features: Tensor) -> None:
         """
         Take in the activations of one layer's neurons.
 
         Args:
-            name (`str`): The adapter.
             layer ([`NeuronTuneLayer`]): The layer.
             features (`torch.Tensor`): Shape `(B * P, k)`, float32.
         """
         if self.keep_features:
-            self.features[name, id(layer)] = features
-        if name in layer.neurontune_trigger:
+            self.features[id(layer)] = features
+        if self.name in layer.neurontune_trigger:
             # A sum and no matrix product, whose last bits depend on the number of rows.
-            part = (features * layer.neurontune_trigger[name]).sum(dim=-1).view(self.positions.shape)
-            before = self.scores.get(name)
-            self.scores[name] = part if before is None else before + part.to(before.device)
+            part = (features * layer.neurontune_trigger[self.name]).sum(dim=-1).view(self.positions.shape)
+            self.score = part if self.score is None else self.score + part.to(self.score.device)
 
 
 def prompt_ends(input_ids: Tensor, attention_mask: Tensor | None, suffix: Sequence[int] | None) -> Tensor:
