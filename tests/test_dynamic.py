@@ -92,11 +92,10 @@ def test_logits_of_generation_equal_those_of_teacher_forcing(model_type, cache):
 
 def next_turn(model, ids: torch.Tensor, *, triggers: bool) -> torch.Tensor:
     """A conversation with one more request, which does or does not trigger."""
-    for seed in range(200):
-        longer = torch.cat([ids, requests(1, 4, seed=seed)], dim=1)
-        if triggered(model, longer) == [triggers]:
-            return longer
-    raise AssertionError("no such turn")
+    ids = torch.cat([ids, requests(1, 4, seed=ids.shape[1])], dim=1)
+    score = decisions(model, ids)[0].score
+    model.peft_config["default"].trigger_threshold = score - 0.1 if triggers else score + 0.1
+    return ids
 
 
 def test_in_a_conversation_the_last_turn_decides():

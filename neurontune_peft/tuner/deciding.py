@@ -128,6 +128,7 @@ def judged(plan: RowPlan, call: Call) -> Record:
         verdicts=verdicts,
         resting=frozenset(silent),
         rechecks=any(configs[name].recheck_every is not None for name in verdicts),
+        awaits=not any(bool((verdict.ends != NOWHERE).any()) for verdict in verdicts.values()),
         tokens=[] if call.record is None else call.record.tokens,
     )
 

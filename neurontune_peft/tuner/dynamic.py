@@ -82,7 +82,7 @@ def decoding_plan(model: nn.Module, kwargs: Mapping[str, Any]) -> RowPlan | None
         return None
     if not torch.compiler.is_compiling():
         past = cache_length(cache)
-        if past == 0:  # emptied by its owner
+        if past == 0 or record.awaits:  # emptied by its owner, or the end of a prompt that comes in pieces
             return None
         record.tokens.append((past, ids))
     decided = {} if not record.verdicts else {name: verdict.strengths for name, verdict in record.verdicts.items()}

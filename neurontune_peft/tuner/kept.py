@@ -44,7 +44,8 @@ class Record:
         verdicts (`dict[str, Verdict]`): Adapter to what was decided.
         resting (`frozenset[str]`): Adapters whose strength is 0 in every row.
         rechecks (`bool`): Whether decoding steps may have to decide again.
-        tokens (`list[tuple[int, torch.Tensor]]`): First position and ids `(B, T)` of the calls that filled the cache.
+        awaits (`bool`, *optional*, defaults to `False`): No prompt has ended in any row yet.
+        tokens (`list[tuple[int, torch.Tensor]]`, *optional*): First position and ids `(B, T)` of the calls that filled the cache.
     """
 
     rows: int
@@ -52,6 +53,7 @@ class Record:
     verdicts: dict[str, Verdict]
     resting: frozenset[str]
     rechecks: bool
+    awaits: bool = False
     tokens: list[tuple[int, Tensor]] = field(default_factory=list)
 
     def ids(self, length: int) -> Tensor | None:

@@ -88,17 +88,43 @@ class RowPlan:
         return torch.where(acts, rows, 1)
 
 
+class Slot:
+    """Holds the plan of one thread."""
+
+    def __init__(self) -> None:
+        self.plan: RowPlan | None = None
+        self.observer: Callable[[list[TriggerDecision]], None] | None = None
+
+
 class CurrentPlan(threading.local):
     """
     The plan of the running call, each thread its own: two threads that generate do not see each other's.
 
     Layers are called by the base model, which knows nothing of plans, so there is no argument to pass them through.
-    `torch.compile` guards on the attribute because it is set in `__init__`; a class attribute would go unnoticed.
+    `torch.compile` guards on the slot, and sees in a graph what hooks put into it; attributes of a `threading.local`
+    itself that hooks set go unnoticed there.
     """
 
     def __init__(self) -> None:
-        self.plan: RowPlan | None = None
-        self.observer: Callable[[list[TriggerDecision]], None] | None = None
+        self.slot = Slot()
+
+    @property
+    def plan(self) -> RowPlan | None:
+        """What the rows of the running call ask for."""
+        return self.slot.plan
+
+    @plan.setter
+    def plan(self, plan: RowPlan | None) -> None:
+        self.slot.plan = plan
+
+    @property
+    def observer(self) -> Callable[[list[TriggerDecision]], None] | None:
+        """Who is told what triggers decide."""
+        return self.slot.observer
+
+    @observer.setter
+    def observer(self, observer: Callable[[list[TriggerDecision]], None] | None) -> None:
+        self.slot.observer = observer
 
 
 CURRENT = CurrentPlan()
