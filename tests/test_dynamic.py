@@ -65,14 +65,20 @@ def test_each_row_of_a_padded_batch_equals_the_row_alone(model_type, side):
         torch.testing.assert_close(together[row, real], alone[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"use_cache": False}, {"prompt_lookup_num_tokens": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 2}, {"use_cache": False}, {"prompt_lookup_num_tokens": 2}], ids=str
+)
 def test_generation_gives_each_row_the_answer_it_gets_alone(options):
     model, ids = dynamic_model(), requests()
     assisted = "prompt_lookup_num_tokens" in options
     rows = [model.generate(input_ids=ids[row : row + 1], **GREEDY | options)[0] for row in range(6)]
     together = torch.stack(rows) if assisted else model.generate(input_ids=ids, **GREEDY | options)
     assert torch.equal(torch.stack(rows), together)
-    forced = model.generate(input_ids=ids, neurontune_strength=[float(t) for t in triggered(model, ids)], **GREEDY | {"num_beams": options.get("num_beams", 1)})
+    forced = model.generate(
+        input_ids=ids,
+        neurontune_strength=[float(t) for t in triggered(model, ids)],
+        **GREEDY | {"num_beams": options.get("num_beams", 1)},
+    )
     assert torch.equal(together, forced)
 
 
@@ -83,7 +89,12 @@ def test_logits_of_generation_equal_those_of_teacher_forcing(model_type, cache):
     ids, mask = padded(requests(), "left")
     fires = triggered(model, ids, attention_mask=mask)
     assert 0 < sum(fires) < 6
-    options = GREEDY | {"output_logits": True, "return_dict_in_generate": True, "cache_implementation": cache, "disable_compile": True}
+    options = GREEDY | {
+        "output_logits": True,
+        "return_dict_in_generate": True,
+        "cache_implementation": cache,
+        "disable_compile": True,
+    }
     out = model.generate(input_ids=ids, attention_mask=mask, **options)
     full = torch.cat([mask, torch.ones(6, 6, dtype=mask.dtype)], dim=1)
     forced = logits(model, out.sequences, attention_mask=full, position_ids=(full.cumsum(1) - 1).clamp(min=0))
@@ -184,7 +195,9 @@ def test_each_row_uses_the_trigger_of_its_own_adapter():
     with torch.no_grad():
         both = model(input_ids=ids).logits
         for row in range(6):
-            torch.testing.assert_close(both[row : row + 1], model(input_ids=ids[row : row + 1]).logits, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                both[row : row + 1], model(input_ids=ids[row : row + 1]).logits, rtol=1e-5, atol=1e-5
+            )
 
 
 def test_manual_strengths_go_before_the_trigger_and_dials_multiply_it():

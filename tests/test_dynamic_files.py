@@ -91,7 +91,10 @@ def test_an_impossible_trigger_is_refused_and_the_model_is_whole_again(tmp_path,
     adapter, _ = saved(tmp_path)
     tensors = load_file(adapter / "adapter_model.safetensors")
     tensors.pop(f"{SITE}.neurontune_trigger")
-    save_file(tensors | ({} if value is None else {f"{SITE}.neurontune_trigger": value}), adapter / "adapter_model.safetensors")
+    save_file(
+        tensors | ({} if value is None else {f"{SITE}.neurontune_trigger": value}),
+        adapter / "adapter_model.safetensors",
+    )
     model = tiny_model()
     modules = [type(module) for module in model.modules()]
     with pytest.raises(ValueError, match=message):
@@ -113,7 +116,7 @@ def test_a_trigger_in_the_file_of_a_static_adapter_is_refused(tmp_path):
     adapter, _ = saved(tmp_path)
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"modulation": "static"}))
-    with pytest.raises(ValueError, match="got neurontune_trigger at .* with static modulation"):
+    with pytest.raises(ValueError, match="got neurontune_trigger at 2 sites of .* with static modulation"):
         PeftModel.from_pretrained(tiny_model(), adapter)
 
 
@@ -137,7 +140,7 @@ def test_impossible_settings_are_refused(options, message):
 
 def test_a_trigger_is_given_to_an_attached_adapter_and_taken_off_again(tmp_path):
     reference = dynamic_model()
-    model = dynamic_model(modulation="static", trigger_suffix=None) if False else static_twin()
+    model = static_twin()
     forced = logits(model, requests(), neurontune_strength=[1.0] * 6)
     assert torch.equal(logits(model, requests()), logits(model, requests()))
     config = reference.peft_config["default"]
@@ -177,8 +180,8 @@ def test_trigger_weights_that_do_not_fit_are_refused():
 
 def test_a_sum_of_adapters_is_static():
     model = dynamic_model()
-    model.add_weighted_adapter(["default"], [0.5], "half")
-    assert model.peft_config["half"].modulation == "static" and model.get_trigger("half") == {}
+    model.add_weighted_adapter(["default"], [0.5], "total")
+    assert model.peft_config["total"].modulation == "static" and model.get_trigger("total") == {}
 
 
 def test_conversion_to_lora_says_what_to_do():

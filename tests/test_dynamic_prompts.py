@@ -28,7 +28,8 @@ TEMPLATES = {
         " [/INST]",
     ),
     "llama-2": (
-        LOOP + "{% if m['role'] == 'user' %}<s>[INST] {{ m['content'] | trim }} [/INST]{% else %} {{ m['content'] | trim }} "
+        LOOP
+        + "{% if m['role'] == 'user' %}<s>[INST] {{ m['content'] | trim }} [/INST]{% else %} {{ m['content'] | trim }} "
         "</s>{% endif %}{% endfor %}",
         " [/INST]",
     ),
@@ -48,12 +49,15 @@ TEMPLATES = {
         "<|assistant|>\n",
     ),
     "vicuna": (
-        LOOP + "{% if m['role'] == 'user' %}USER: {{ m['content'] }} {% else %}ASSISTANT: {{ m['content'] }}</s>{% endif %}"
+        LOOP
+        + "{% if m['role'] == 'user' %}USER: {{ m['content'] }} {% else %}ASSISTANT: {{ m['content'] }}</s>{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}",
         "ASSISTANT:",
     ),
     "deepseek-r1": (
-        "<bos>" + LOOP + "{% if m['role'] == 'user' %}<|User|>{{ m['content'] }}{% else %}<|Assistant|>{{ m['content'] }}"
+        "<bos>"
+        + LOOP
+        + "{% if m['role'] == 'user' %}<|User|>{{ m['content'] }}{% else %}<|Assistant|>{{ m['content'] }}"
         "<|end_of_sentence|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}",
         "<|Assistant|><think>\n",
     ),

@@ -20,7 +20,12 @@ def requests(rows: int = 6, length: int = 6, *, seed: int = 0) -> torch.Tensor:
 
 
 def dynamic_config(base: PreTrainedModel, **options: object) -> NeuronTuneConfig:
-    settings = {"task_type": "CAUSAL_LM", "modulation": "dynamic", "trigger_suffix": SUFFIX, "neurons": some_neurons(base)}
+    settings = {
+        "task_type": "CAUSAL_LM",
+        "modulation": "dynamic",
+        "trigger_suffix": SUFFIX,
+        "neurons": some_neurons(base),
+    }
     return NeuronTuneConfig(**settings | options)
 
 

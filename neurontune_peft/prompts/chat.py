@@ -106,9 +106,7 @@ def _generation_prompt(tokenizer: PreTrainedTokenizerBase, template: str | None)
     """What `add_generation_prompt` adds; empty for templates that do not know it."""
     chat = [{"role": "user", "content": PROBES[0]}]
     without, full = (
-        str(
-            tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, add_generation_prompt=add)
-        )
+        str(tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, add_generation_prompt=add))
         for add in (False, True)
     )
     return full.removeprefix(without) if full.startswith(without) else ""

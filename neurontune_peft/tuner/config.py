@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from neurontune_peft.checks import check_format_version, write_atomically
 from neurontune_peft.neurons import Neurons
 from neurontune_peft.tuner.modulation import DYNAMIC_FORMAT, STATIC_FORMAT, TRIGGER_FIELDS, check_modulation
-from neurontune_peft.tuner.names import METHOD
+from neurontune_peft.tuner.names import METHOD, TRIGGER
 
 
 @dataclass
@@ -204,7 +204,7 @@ class NeuronTuneConfig(PeftConfig):
             return config
         weights = Path(pretrained_model_name_or_path, subfolder or "", SAFETENSORS_WEIGHTS_NAME)
         if weights.is_file():
-            check_adapter_file(weights)
+            check_adapter_file(weights, modulation=config.modulation)
             if not config.neuron_counts or not config.site_widths:
                 raise ValueError(
                     f"got '{weights.parent}' with an adapter file but no neuron_counts and site_widths in its "
@@ -218,21 +218,30 @@ class NeuronTuneConfig(PeftConfig):
         return config
 
 
-def check_adapter_file(path: Path) -> None:
+def check_adapter_file(path: Path, *, modulation: str) -> None:
     """
-    Refuse a file that safetensors cannot read, such as one that was cut off.
+    Refuse a file that safetensors cannot read, such as one that was cut off, and a trigger that would be left out.
+
+    Args:
+        path (`Path`): The file.
+        modulation (`str`): What its configuration says.
 
     Raises:
         ValueError: Names the file and what is wrong with it.
     """
     try:
-        with safe_open(str(path), framework="pt"):
-            pass
+        with safe_open(str(path), framework="pt") as file:
+            triggers = [key for key in file.keys() if key.endswith(f".{TRIGGER}")]  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"got '{path}', which cannot be read ({error}); expected a whole safetensors file; save or download the "
             "adapter again"
         ) from error
+    if triggers and modulation == "static":
+        raise ValueError(
+            f"got {TRIGGER} at {len(triggers)} sites of '{path}' and a configuration with static modulation; expected "
+            "the adapter_config.json that was saved with them; call set_modulation('static') to take a trigger off"
+        )
 
 
 def check_neuron_counts(neuron_counts: object) -> None:

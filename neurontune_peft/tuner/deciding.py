@@ -179,7 +179,10 @@ def acts_at(record: Record, first: int, length: int) -> Tensor | None:
     verdicts = record.verdicts
     starts = next(iter(verdicts.values())).starts  # (B,)
     if record.adapter_names is not None:
-        own = [verdicts[n].starts[row] if n in verdicts else starts.new_zeros(()) for row, n in enumerate(record.adapter_names)]
+        own = [
+            verdicts[n].starts[row] if n in verdicts else starts.new_zeros(())
+            for row, n in enumerate(record.adapter_names)
+        ]
         starts = torch.stack(own)
     places = torch.arange(first, first + length, device=starts.device)
     return places >= starts.unsqueeze(1)

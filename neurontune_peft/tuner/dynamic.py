@@ -136,7 +136,9 @@ def is_static_now(model: nn.Module, layers: list[NeuronTuneLayer], names: list[s
     """Whether scales are being trained, which they are for the requests that trigger: on every row."""
     trains = model.training or (
         torch.is_grad_enabled()
-        and any(name in x.neurontune_delta and x.neurontune_delta[name].requires_grad for x in layers for name in names)
+        and any(
+            name in x.neurontune_delta and x.neurontune_delta[name].requires_grad for x in layers for name in names
+        )
     )
     if trains:
         logger.warning_once(

@@ -60,7 +60,7 @@ class AdapterFile:
         local = Path(path_or_id, SAFETENSORS_WEIGHTS_NAME)
         is_local = Path(path_or_id).is_dir()
         path = local if is_local else Path(hf_hub_download(str(path_or_id), SAFETENSORS_WEIGHTS_NAME, **hub_options))
-        check_adapter_file(path)
+        check_adapter_file(path, modulation=config.modulation)
         layouts = site_layouts(config)
         found = {f"{key.removeprefix('base_model.model.')}.file": tensor for key, tensor in load_file(path).items()}
         tensors = tensors_by_adapter(found, "").get("file", {})
