@@ -6,24 +6,28 @@ import threading
 
 import pytest
 import torch
-from adapters import tuned_model
+from adapters import randomize, tuned_model
 from architectures import tiny_model, tokens
-from peft import inject_adapter_in_model
+from helpers import tiny_llama, tiny_tokenizer
+from peft import get_peft_model, inject_adapter_in_model
+from test_experts import COMMON
+from test_experts import TYPES as EXPERTS
 from torch._dynamo.testing import CompileCounter
-from transformers import DynamicCache, StaticCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel, StaticCache, pipeline
 from triggers import (
     SUFFIX,
     decisions,
     dynamic_config,
     dynamic_model,
     logits,
+    neuron_layers,
     requests,
     set_random_triggers,
     split_in_half,
     triggered,
 )
 
-from neurontune_peft.tuner.requests import trigger_log
+from neurontune_peft import Neurons, find_sites, trigger_log
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, "suppress_tokens": SUFFIX}
 TYPES = ("llama", "gpt2", "gemma3_text", "opt")
@@ -65,9 +69,7 @@ def test_each_row_of_a_padded_batch_equals_the_row_alone(model_type, side):
         torch.testing.assert_close(together[row, real], alone[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"num_beams": 2}, {"use_cache": False}, {"prompt_lookup_num_tokens": 2}], ids=str
-)
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"use_cache": False}, {"prompt_lookup_num_tokens": 2}])
 def test_generation_gives_each_row_the_answer_it_gets_alone(options):
     model, ids = dynamic_model(), requests()
     assisted = "prompt_lookup_num_tokens" in options
@@ -168,7 +170,8 @@ def test_nothing_that_triggers_costs_no_second_prefill():
 def test_a_sigmoid_gate_and_other_strengths_give_what_per_row_strengths_give():
     model, ids = dynamic_model(trigger_gate="sigmoid", strength_off=0.25, strength_on=2.0), requests()
     strengths = [d.strength for d in decisions(model, ids)]
-    assert all(0.25 < strength < 2.0 for strength in strengths) and len(set(strengths)) == 6
+    assert all(0.25 < strength < 2.0 for strength in strengths)
+    assert len(set(strengths)) == 6
     expected = logits(model, ids, neurontune_strength=strengths)
     torch.testing.assert_close(logits(model, ids), expected, rtol=1e-5, atol=1e-5)
 
@@ -244,7 +247,9 @@ def test_copies_pickles_and_injected_models_decide_too():
 def test_unloading_leaves_the_plain_model():
     model, ids = dynamic_model(), requests()
     plain = model.unload()
-    assert not plain._forward_hooks and not plain._forward_pre_hooks and not plain._forward_hooks_always_called
+    assert not plain._forward_hooks
+    assert not plain._forward_pre_hooks
+    assert not plain._forward_hooks_always_called
     assert torch.equal(logits(plain, ids), logits(tiny_model(), ids))
 
 
@@ -283,7 +288,8 @@ def test_two_threads_do_not_see_each_others_decisions():
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == [] and logs == {False: {0.0}, True: {1.0}}
+    assert wrong == []
+    assert logs == {False: {0.0}, True: {1.0}}
 
 
 def test_a_compiled_decoding_step_has_no_graph_break():
@@ -306,7 +312,7 @@ def test_a_compiled_decoding_step_has_no_graph_break():
 def test_an_error_inside_a_call_leaves_no_plan_behind():
     model, ids = dynamic_model(), requests()
     expected = logits(model, ids)
-    with pytest.raises(Exception):  # noqa: B017
+    with pytest.raises(IndexError):
         logits(model, ids + 1000)
     assert torch.equal(logits(model, ids), expected)
     assert torch.equal(logits(tuned_model(), ids), logits(tuned_model(), ids))
@@ -316,3 +322,126 @@ def test_packed_requests_are_refused():
     model = dynamic_model()
     with pytest.raises(ValueError, match=r"got packed requests .*; expected one request per row"):
         logits(model, requests(), cu_seq_lens_q=torch.tensor([0, 4, 8]))
+
+
+# Decisions during generation
+
+
+def late_model(every: int = 2):
+    """No request of `requests()` triggers at its end; some answers do, later."""
+    model = dynamic_model(recheck_every=every)
+    with torch.no_grad(), model.trigger_log() as log:
+        model(input_ids=torch.cat([requests(), tokens(6, 9) % 57 + 3], dim=1))
+    at_end = [decision.score for decision in decisions(model, requests())]
+    model.peft_config["default"].trigger_threshold = max(at_end) + 0.004
+    assert max(decision.score for decision in log) > max(at_end) + 0.004
+    return model
+
+
+def test_an_answer_that_triggers_later_is_scaled_from_the_next_token_on():
+    model = late_model()
+    ids = torch.cat([requests(), tokens(6, 9) % 57 + 3], dim=1)
+    log = decisions(model, ids)
+    assert 0 < sum(decision.strength for decision in log) < 6
+    found, off = logits(model, ids), logits(tiny_model(), ids)
+    for decision in log:
+        place = decision.position + 1 if decision.strength else ids.shape[1]
+        assert decision.position is None or (decision.position - 7) % 2 == 0
+        torch.testing.assert_close(found[decision.row, :place], off[decision.row, :place], rtol=1e-5, atol=1e-5)
+        assert place == ids.shape[1] or not torch.allclose(found[decision.row, place], off[decision.row, place])
+    for row in range(6):
+        torch.testing.assert_close(found[row], logits(model, ids[row : row + 1])[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("assisted", [False, True])
+def test_rechecking_while_generating_equals_teacher_forcing(assisted):
+    model = late_model()
+    options = GREEDY | {"max_new_tokens": 12, "output_logits": True, "return_dict_in_generate": True}
+    changed = 0
+    for row in range(6):
+        ids = requests()[row : row + 1]
+        with model.trigger_log() as log:
+            out = model.generate(input_ids=ids, **options | ({"prompt_lookup_num_tokens": 3} if assisted else {}))
+        changed += any(decision.strength for decision in log)
+        forced = logits(model, out.sequences)[:, 7:-1]
+        torch.testing.assert_close(forced, torch.stack(out.logits, dim=1), rtol=1e-4, atol=1e-4)
+    assert changed
+
+
+def test_rechecking_needs_its_adapter_alone():
+    model = dynamic_model(recheck_every=2)
+    model.add_adapter("other", dynamic_config(tiny_model(), modulation="static"))
+    model.base_model.set_adapter(["default", "other"])
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="one of which has recheck_every; expected it alone"):
+        logits(model, requests())
+
+
+# Other kinds of models and callers
+
+
+def experts_model(model_type: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **COMMON | EXPERTS[model_type])
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss", "llama4_text"])
+def test_fused_experts_are_read_and_scaled_per_row(model_type):
+    base = experts_model(model_type)
+    neurons = Neurons.from_ranked(
+        {"safety": [(site.name, index) for site in find_sites(base).values() for index in range(0, site.width, 5)]},
+        widths={site.name: site.width for site in find_sites(base).values()},
+    )
+    model = get_peft_model(base, dynamic_config(base, neurons=neurons))
+    randomize(model, std=3.0)
+    model.requires_grad_(False)
+    set_random_triggers(model)
+    model.eval()
+    split_in_half(model)
+    ids, mask = padded(requests(), "left")
+    assert 0 < sum(triggered(model, requests())) < 6
+    together = logits(model, ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+    for row in range(6):
+        real = mask[row].bool()
+        alone = logits(model, ids[row : row + 1, real])
+        torch.testing.assert_close(together[row, real], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_trigger_of_experts_reads_what_they_add_to_the_output():
+    """Scaling a neuron by `1 + d` adds `d` times its routed activation times its column."""
+    base = experts_model("mixtral")
+    site = next(iter(find_sites(base).values()))
+    neurons = Neurons.from_ranked({"safety": [(site.name, 3)]}, widths={site.name: site.width})
+    model = get_peft_model(base, dynamic_config(base, neurons=neurons)).requires_grad_(False).eval()
+    layer = neuron_layers(model)[0]
+    layer.neurontune_trigger["default"].fill_(1.0)
+    layer.neurontune_delta["default"].data.fill_(1.0)
+    outputs = []
+    layer.register_forward_hook(lambda module, args, output: outputs.append(output))
+    scores = [decision.score for decision in decisions(model, requests())]
+    outputs.clear()
+    for strength in (0.0, 1.0):
+        logits(model, requests(), neurontune_strength=[strength] * 6)
+    change = (outputs[1] - outputs[0]).view(6, 8, -1)[:, -1]
+    column = layer.get_base_layer().down_proj[0, :, 3]
+    torch.testing.assert_close(change, torch.tensor(scores).unsqueeze(1) * column, rtol=1e-3, atol=1e-6)
+
+
+def test_a_pipeline_decides_without_being_told():
+    tokenizer, base = tiny_tokenizer(), tiny_llama()
+    model = get_peft_model(base, dynamic_config(base, trigger_suffix=[4]))
+    randomize(model, std=3.0)
+    model.requires_grad_(False)
+    set_random_triggers(model)
+    pipe = pipeline("text-generation", model=model.eval(), tokenizer=tokenizer)
+    chats = [[{"role": "user", "content": text}] for text in ("Hello", "What is 1+1?", "zz")]
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "batch_size": 3}
+    with trigger_log() as log:
+        pipe(chats, **options)
+    assert len({decision.score for decision in log}) == 3
+    answers = {}
+    for threshold in (-1e9, 1e9):
+        model.peft_config["default"].trigger_threshold = threshold
+        answers[threshold] = str(pipe(chats, **options))
+    assert answers[-1e9] != answers[1e9]

@@ -42,9 +42,12 @@ def test_a_dynamic_adapter_is_format_2_and_a_static_one_as_before(tmp_path):
     static, _ = saved_adapter(tmp_path / "static")
     fields = {"modulation", "strength_off", "strength_on", "trigger_suffix", "recheck_every"}
     found = json.loads((dynamic / "adapter_config.json").read_text())
-    assert found["format_version"] == 2 and found["trigger_suffix"] == SUFFIX and fields <= set(found)
+    assert found["format_version"] == 2
+    assert found["trigger_suffix"] == SUFFIX
+    assert fields <= set(found)
     found = json.loads((static / "adapter_config.json").read_text())
-    assert found["format_version"] == 1 and not fields & set(found)
+    assert found["format_version"] == 1
+    assert not fields & set(found)
     assert not [key for key in load_file(static / "adapter_model.safetensors") if "trigger" in key]
 
 
@@ -100,7 +103,8 @@ def test_an_impossible_trigger_is_refused_and_the_model_is_whole_again(tmp_path,
     with pytest.raises(ValueError, match=message):
         PeftModel.from_pretrained(model, adapter)
     assert [type(module) for module in model.modules()] == modules
-    assert not model._forward_pre_hooks and not model._forward_hooks
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
 
 
 def test_transformers_load_adapter_refuses_a_trigger_that_is_not_finite(tmp_path):
@@ -116,7 +120,7 @@ def test_a_trigger_in_the_file_of_a_static_adapter_is_refused(tmp_path):
     adapter, _ = saved(tmp_path)
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"modulation": "static"}))
-    with pytest.raises(ValueError, match="got neurontune_trigger at 2 sites of .* with static modulation"):
+    with pytest.raises(ValueError, match=r"got neurontune_trigger at 2 sites of .* with static modulation"):
         PeftModel.from_pretrained(tiny_model(), adapter)
 
 
@@ -175,13 +179,15 @@ def test_trigger_weights_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             model.set_trigger(wrong, bias=0.0, threshold=0.0, suffix=SUFFIX)
-    assert model.peft_config["default"].modulation == "static" and model.get_trigger() == {}
+    assert model.peft_config["default"].modulation == "static"
+    assert model.get_trigger() == {}
 
 
 def test_a_sum_of_adapters_is_static():
     model = dynamic_model()
     model.add_weighted_adapter(["default"], [0.5], "total")
-    assert model.peft_config["total"].modulation == "static" and model.get_trigger("total") == {}
+    assert model.peft_config["total"].modulation == "static"
+    assert model.get_trigger("total") == {}
 
 
 def test_conversion_to_lora_says_what_to_do():

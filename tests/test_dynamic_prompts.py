@@ -9,12 +9,12 @@ from neurontune_peft.prompts.chat import generation_suffix
 from neurontune_peft.tuner.trigger import NOWHERE, prompt_ends
 
 LOOP = "{% for m in messages %}"
-# Template, and the text with which its prompts end. Shortened to what turns look like; written from the formats that the
-# models' cards describe.
+# Template, and the text with which its prompts end: what turns look like in the formats of these models.
 TEMPLATES = {
     "llama-3": (
         "<|begin_of_text|>" + LOOP + "<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] | trim }}"
-        "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+        "<|eot_id|>{% endfor %}{% if add_generation_prompt %}"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
         "<|start_header_id|>assistant<|end_header_id|>\n\n",
     ),
     "qwen (chatml)": (
@@ -28,14 +28,14 @@ TEMPLATES = {
         " [/INST]",
     ),
     "llama-2": (
-        LOOP
-        + "{% if m['role'] == 'user' %}<s>[INST] {{ m['content'] | trim }} [/INST]{% else %} {{ m['content'] | trim }} "
-        "</s>{% endif %}{% endfor %}",
+        LOOP + "{% if m['role'] == 'user' %}<s>[INST] {{ m['content'] | trim }} [/INST]{% else %} "
+        "{{ m['content'] | trim }} </s>{% endif %}{% endfor %}",
         " [/INST]",
     ),
     "gemma": (
         "<bos>" + LOOP + "<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
-        "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+        "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
         "<start_of_turn>model\n",
     ),
     "phi-3": (
@@ -49,15 +49,14 @@ TEMPLATES = {
         "<|assistant|>\n",
     ),
     "vicuna": (
-        LOOP
-        + "{% if m['role'] == 'user' %}USER: {{ m['content'] }} {% else %}ASSISTANT: {{ m['content'] }}</s>{% endif %}"
+        LOOP + "{% if m['role'] == 'user' %}USER: {{ m['content'] }} {% else %}"
+        "ASSISTANT: {{ m['content'] }}</s>{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}",
         "ASSISTANT:",
     ),
     "deepseek-r1": (
-        "<bos>"
-        + LOOP
-        + "{% if m['role'] == 'user' %}<|User|>{{ m['content'] }}{% else %}<|Assistant|>{{ m['content'] }}"
+        "<bos>" + LOOP + "{% if m['role'] == 'user' %}<|User|>{{ m['content'] }}{% else %}"
+        "<|Assistant|>{{ m['content'] }}"
         "<|end_of_sentence|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}",
         "<|Assistant|><think>\n",
     ),

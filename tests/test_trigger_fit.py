@@ -66,7 +66,7 @@ def test_a_trigger_that_separates_nothing_leaves_the_adapter_static_and_says_so(
 
 
 def test_too_few_requests_are_refused():
-    with pytest.raises(ValueError, match=r"got 1 harmful and 1 harmless train requests .*; expected at least 10 and 25"):
+    with pytest.raises(ValueError, match=r"got 1 harmful and 1 harmless train .*; expected at least 10 and 25"):
         fit_trigger(attached(), tiny_tokenizer(), tiny_prompt_set())
 
 
@@ -87,7 +87,7 @@ def test_no_request_is_both_fitted_on_and_kept_back_and_no_test_prompt_is_used()
 
 
 def test_the_threshold_keeps_each_group_within_the_budget():
-    examples = [e for e in examples_of(prompt_set(), validation_share=0.5, seed=0, most=300)]
+    examples = list(examples_of(prompt_set(), validation_share=0.5, seed=0, most=300))
     scores = torch.randn(len(examples), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for budget in (0.01, 0.1, 0.3):
         threshold = calibrated(examples, scores, budget)

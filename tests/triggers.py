@@ -20,13 +20,10 @@ def requests(rows: int = 6, length: int = 6, *, seed: int = 0) -> torch.Tensor:
 
 
 def dynamic_config(base: PreTrainedModel, **options: object) -> NeuronTuneConfig:
-    settings = {
-        "task_type": "CAUSAL_LM",
-        "modulation": "dynamic",
-        "trigger_suffix": SUFFIX,
-        "neurons": some_neurons(base),
-    }
-    return NeuronTuneConfig(**settings | options)
+    settings = {"task_type": "CAUSAL_LM", "modulation": "dynamic", "trigger_suffix": SUFFIX} | options
+    if "neurons" not in options:
+        settings["neurons"] = some_neurons(base)
+    return NeuronTuneConfig(**settings)
 
 
 def set_random_triggers(model: nn.Module, *, seed: int = 1, name: str = "default") -> None:

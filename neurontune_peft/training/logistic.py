@@ -56,7 +56,7 @@ def fit_logistic(features: Tensor, labels: Tensor, *, l2: float) -> Linear:
         return total
 
     with torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
+        optimizer.step(loss)
     folded = weights.detach() / std
     return Linear(weights=folded, bias=float(bias.detach() - folded @ mean))
 

@@ -13,16 +13,14 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.utils import logging
 
-from neurontune_peft.prompts import PromptSet, encode
-from neurontune_peft.prompts.answers import evaluating
+from neurontune_peft.prompts import PromptSet
 from neurontune_peft.prompts.chat import generation_suffix
+from neurontune_peft.training.features import trigger_features
 from neurontune_peft.training.logistic import Linear, area_under_curve, fit_logistic
 from neurontune_peft.training.requests import Example, examples_of
 from neurontune_peft.tuner.layer import NeuronTuneLayer
-from neurontune_peft.tuner.rows import RowPlan, row_plan
-from neurontune_peft.tuner.trigger import Reading, prompt_ends
 
-L2 = (1e-3, 1e-2, 1e-1, 1.0)
+L2 = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 FEWEST = 10  # requests of either kind on which a rate can be stated at all
 
 
@@ -118,9 +116,16 @@ def fit_trigger(
     examples = examples_of(prompts, validation_share=validation_share, seed=seed, most=examples_per_kind)
     check_enough(examples, false_positive_budget)
     suffix = generation_suffix(tokenizer, chat_template=chat_template)
-    options = {"batch_size": batch_size, "max_length": max_length, "chat_template": chat_template}
-    texts = [example.text for example in examples]
-    parts = trigger_features(model, tokenizer, texts, adapter_name=adapter_name, suffix=suffix, **options)
+    parts = trigger_features(
+        model,
+        tokenizer,
+        [example.text for example in examples],
+        adapter_name=adapter_name,
+        suffix=suffix,
+        batch_size=batch_size,
+        max_length=max_length,
+        chat_template=chat_template,
+    )
     features = torch.cat(list(parts.values()), dim=1)  # (n, k)
     l2, family_auc, scores, trigger = cross_fitted(examples, features)
     threshold = calibrated(examples, scores, false_positive_budget)
@@ -179,57 +184,7 @@ def check_enough(examples: Sequence[Example], budget: float) -> None:
         )
 
 
-def trigger_features(
-    model: PeftModel,
-    tokenizer: Any,
-    texts: Sequence[str],
-    *,
-    adapter_name: str,
-    suffix: Sequence[int] | None,
-    batch_size: int = 16,
-    max_length: int | None = None,
-    chat_template: str | None = None,
-) -> dict[str, Tensor]:
-    """
-    Unscaled activations of an adapter's neurons where prompts end.
-
-    Args:
-        model (`PeftModel`): The model.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-        texts (`Sequence[str]`): Requests, put into the chat template.
-        adapter_name (`str`): The adapter.
-        suffix (`Sequence[int]`, *optional*): Token ids of the generation prompt.
-        batch_size (`int`, *optional*, defaults to `16`): Requests per forward pass.
-        max_length (`int`, *optional*): Most tokens of a request.
-        chat_template (`str`, *optional*): Replaces the tokenizer's own.
-
-    Returns:
-        `dict[str, torch.Tensor]`: Site to activations of shape `(n, k)`, float32, on the CPU.
-    """
-    tuner: Any = model.base_model
-    layers = tuner.neuron_layers(adapter_name)
-    base = model.get_base_model()
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # rows of a batch of about equal length
-    found: dict[str, list[Tensor]] = {site: [] for site in layers}
-    with evaluating(model), torch.no_grad(), logging.tqdm(total=len(texts), desc="read trigger", unit="prompt") as bar:
-        for start in range(0, len(texts), batch_size):
-            rows = [texts[i] for i in order[start : start + batch_size]]
-            batch = encode(tokenizer, rows, chat_template=chat_template, max_length=max_length).to(base.device)
-            ends = prompt_ends(batch.input_ids, batch.attention_mask, suffix)
-            reading = Reading(adapter_name, ends.unsqueeze(1), batch.input_ids.shape[1], keep_features=True)
-            plan = RowPlan(rows=len(rows), resting=frozenset([adapter_name]), readings=(reading,))
-            with row_plan(plan):
-                base(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-            for site, layer in layers.items():
-                found[site].append(reading.features[id(layer)].cpu())
-            bar.update(len(rows))
-    back = torch.tensor(order).argsort()
-    return {site: torch.cat(parts)[back] for site, parts in found.items()}
-
-
-def cross_fitted(
-    examples: Sequence[Example], features: Tensor
-) -> tuple[float, dict[str, float], Tensor, Linear]:
+def cross_fitted(examples: Sequence[Example], features: Tensor) -> tuple[float, dict[str, float], Tensor, Linear]:
     """
     Fit with each family and frame left out, choose the regularisation by that, and fit on all.
 
@@ -247,9 +202,7 @@ def cross_fitted(
     return best[1:]
 
 
-def cross_scored(
-    examples: Sequence[Example], features: Tensor, l2: float
-) -> tuple[dict[str, float], Tensor, Linear]:
+def cross_scored(examples: Sequence[Example], features: Tensor, l2: float) -> tuple[dict[str, float], Tensor, Linear]:
     """The same at one regularisation."""
     labels = torch.tensor([example.harmful for example in examples])
     held = torch.tensor([example.held for example in examples])
@@ -304,8 +257,8 @@ def write_trigger(
         tuner.set_trigger(weights, adapter_name=adapter_name, **options)
     else:
         warnings.warn(
-            f"got a trigger that does not separate harmful from harmless requests (AUC {fit.auc:.2f} on attack families "
-            "that it was not fitted on); the adapter's modulation is static: it acts on every request",
+            f"got a trigger that does not separate harmful from harmless requests (AUC {fit.auc:.2f} on attack "
+            "families that it was not fitted on); the adapter's modulation is static: it acts on every request",
             UserWarning,
             stacklevel=3,
         )

@@ -93,7 +93,8 @@ def reading_at(call: Call, name: str) -> Reading:
 
 def rechecks(call: Call) -> tuple[Reading, ...]:
     """Readings of triggers whose time has come again, in rows that have not triggered yet."""
-    assert call.record is not None and call.ends is not None
+    assert call.record is not None
+    assert call.ends is not None
     length = call.tokens.shape[1]
     readings = []
     for name in call.ends:
@@ -179,10 +180,8 @@ def acts_at(record: Record, first: int, length: int) -> Tensor | None:
     verdicts = record.verdicts
     starts = next(iter(verdicts.values())).starts  # (B,)
     if record.adapter_names is not None:
-        own = [
-            verdicts[n].starts[row] if n in verdicts else starts.new_zeros(())
-            for row, n in enumerate(record.adapter_names)
-        ]
-        starts = torch.stack(own)
+        whole = starts.new_zeros(())  # rows of static adapters
+        rows = enumerate(record.adapter_names)
+        starts = torch.stack([verdicts[n].starts[row] if n in verdicts else whole for row, n in rows])
     places = torch.arange(first, first + length, device=starts.device)
     return places >= starts.unsqueeze(1)

@@ -1,9 +1,9 @@
 """
 Dynamic modulation: a call of the base model decides the strength of each of its rows.
 
-The base model computes with resting scales while triggers are read. When nothing triggers, that was the call. Otherwise
-the cache is emptied and the call is made again with the strengths that were decided on. A cache remembers the decision
-for the tokens to come. All of this hangs on two hooks of the base model, so that it holds for whoever calls it.
+The base model computes with resting scales while triggers are read. When nothing triggers, that was the call.
+Otherwise the cache is emptied and the call is made again with the strengths that were decided on. A cache remembers
+the decision for the tokens to come. All of this hangs on two hooks of the base model, whoever calls it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.utils import logging
 
@@ -134,12 +134,8 @@ def asked_triggers(model: Any, layers: list[NeuronTuneLayer]) -> list[str]:
 
 def is_static_now(model: nn.Module, layers: list[NeuronTuneLayer], names: list[str]) -> bool:
     """Whether scales are being trained, which they are for the requests that trigger: on every row."""
-    trains = model.training or (
-        torch.is_grad_enabled()
-        and any(
-            name in x.neurontune_delta and x.neurontune_delta[name].requires_grad for x in layers for name in names
-        )
-    )
+    deltas = [x.neurontune_delta[name] for x in layers for name in names if name in x.neurontune_delta]
+    trains = model.training or (torch.is_grad_enabled() and any(delta.requires_grad for delta in deltas))
     if trains:
         logger.warning_once(
             f"got adapters {names} with dynamic modulation in training; their scales act on every row, at strength 1; "
@@ -268,12 +264,16 @@ def report(plan: RowPlan, record: Record) -> None:
     if CURRENT.observer is None or plan.call is None:
         return
     decisions = []
+    configs: Any = plan.call.model.peft_config
     for reading in plan.readings:
         assert reading.score is not None
         strengths = record.verdicts[reading.name].strengths.tolist()
-        highest = reading.score.nan_to_num(-torch.inf).argmax(dim=1, keepdim=True)  # (B, 1)
-        scores = reading.score.gather(1, highest).squeeze(1).tolist()
-        places = reading.positions.gather(1, highest).squeeze(1).tolist()
+        fires = reading.score > configs[reading.name].trigger_threshold  # (B, P)
+        # The score that decided: the first above the threshold, or else the highest.
+        highest = reading.score.nan_to_num(-torch.inf).argmax(dim=1)
+        chosen = torch.where(fires.any(dim=1), fires.int().argmax(dim=1), highest).unsqueeze(1)  # (B, 1)
+        scores = reading.score.gather(1, chosen).squeeze(1).tolist()
+        places = reading.positions.gather(1, chosen).squeeze(1).tolist()
         for row, (strength, score, place) in enumerate(zip(strengths, scores, places, strict=True)):
             if plan.adapter_names is None or plan.adapter_names[row] == reading.name:
                 read = place != NOWHERE

@@ -1,4 +1,4 @@
-"""What a conversation's cache has to remember so that decisions hold for the tokens to come, and how it is refilled."""
+"""What a cache remembers of the decisions about its rows, and how it is emptied and filled again."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class Record:
         resting (`frozenset[str]`): Adapters whose strength is 0 in every row.
         rechecks (`bool`): Whether decoding steps may have to decide again.
         awaits (`bool`, *optional*, defaults to `False`): No prompt has ended in any row yet.
-        tokens (`list[tuple[int, torch.Tensor]]`, *optional*): First position and ids `(B, T)` of the calls that filled the cache.
+        tokens (`list[tuple[int, torch.Tensor]]`, *optional*):
+            First position and ids `(B, T)` of the calls that filled the cache.
     """
 
     rows: int

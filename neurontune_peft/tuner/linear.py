@@ -54,8 +54,8 @@ class Linear(MergeableLayer):
         """Scaling a bias is not a change of the weight, so it cannot become a LoRA."""
         if adapter_name in self.neurontune_trigger:
             raise ValueError(
-                f"got adapter '{adapter_name}' with dynamic modulation; expected a static one, as a LoRA cannot decide "
-                "for each request; call set_modulation('static') first, which acts on every request"
+                f"got adapter '{adapter_name}' with dynamic modulation; expected a static one, as a LoRA cannot "
+                "decide for each request; call set_modulation('static') first, which acts on every request"
             )
         return self._scaled_bias() is None
 

@@ -24,6 +24,7 @@ from neurontune_peft.tuner.loading import install_load_check
 from neurontune_peft.tuner.merging import Merging
 from neurontune_peft.tuner.names import PREFIX
 from neurontune_peft.tuner.packing import unpack_before_saving, unpack_for_training
+from neurontune_peft.tuner.requests import Requests
 from neurontune_peft.tuner.rows import (
     CURRENT,
     RowPlan,
@@ -32,7 +33,6 @@ from neurontune_peft.tuner.rows import (
     make_plan,
     row_plan,
 )
-from neurontune_peft.tuner.requests import Requests
 from neurontune_peft.tuner.targets import (
     check_sites,
     check_targets,

@@ -33,7 +33,7 @@ class RowPlan:
         decided (`Mapping[str, torch.Tensor]`, *optional*):
             Strengths that triggers have decided on, adapter to a tensor of shape `(B,)`.
         resting (`frozenset[str]`, *optional*): Adapters that act on no row.
-        acts (`torch.Tensor`, *optional*): Where in each row strengths act, bool, shape `(B, T)`; everywhere by default.
+        acts (`torch.Tensor`, *optional*): Where in each row strengths act, `(B, T)`; everywhere by default.
         readings (`tuple[Reading, ...]`, *optional*): Collect what the neurons of some positions say, unscaled.
         call ([`Call`], *optional*): The call of the base model that this plan was made for.
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from neurontune_peft.tuner.layer import NeuronTuneLayer
+    from neurontune_peft.tuner.scaling import Scaling
 
 NOWHERE = -1  # position of a request's end in a row that holds none
 
@@ -62,7 +62,7 @@ class Reading:
         starts = torch.arange(len(self.positions), device=self.positions.device).unsqueeze(1) * self.length
         return (starts + self.positions.clamp(min=0)).flatten()
 
-    def read(self, layer: NeuronTuneLayer, hidden: Tensor) -> None:
+    def read(self, layer: Scaling, hidden: Tensor) -> None:
         """
         Read the neurons of one layer.
 
@@ -84,7 +84,7 @@ class Reading:
         chosen = flat[self.flat_positions.to(flat.device)]  # (B * P, F)
         self.add(layer, chosen[:, layer.neurontune_index[self.name]].float())
 
-    def add(self, layer: NeuronTuneLayer, features: Tensor) -> None:
+    def add(self, layer: Scaling, features: Tensor) -> None:
         """
         Take in the activations of one layer's neurons.
 
