@@ -69,7 +69,7 @@ def test_each_row_of_a_padded_batch_equals_the_row_alone(model_type, side):
         torch.testing.assert_close(together[row, real], alone[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"use_cache": False}, {"prompt_lookup_num_tokens": 2}])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"use_cache": False}, {"prompt_lookup_num_tokens": 2}, {"prefill_chunk_size": 3}])
 def test_generation_gives_each_row_the_answer_it_gets_alone(options):
     model, ids = dynamic_model(), requests()
     assisted = "prompt_lookup_num_tokens" in options
@@ -307,6 +307,40 @@ def test_a_compiled_decoding_step_has_no_graph_break():
             found = compiled(input_ids=one, past_key_values=caches[0]).logits
         torch.testing.assert_close(found, logits(base, one, past_key_values=caches[1]), rtol=1e-4, atol=1e-4)
     assert counter.frame_count == 1
+
+
+def test_a_compiled_prefill_decides_as_an_eager_one_does():
+    torch._dynamo.reset()
+    model, ids = dynamic_model(), requests()
+    expected = logits(model, ids)
+    compiled = torch.compile(model, backend="eager")
+    torch.testing.assert_close(logits(compiled, ids), expected, rtol=1e-4, atol=1e-4)
+    with model.disable_adapter():
+        torch.testing.assert_close(logits(compiled, ids), logits(tiny_model(), ids), rtol=1e-4, atol=1e-4)
+
+
+def test_a_static_adapter_hangs_no_hooks_on_the_model():
+    base = tuned_model().get_base_model()
+    assert not base._forward_hooks
+    assert not base._forward_pre_hooks
+
+
+def test_an_unknown_prefix_stays_as_it_is_and_one_with_another_decision_is_refused():
+    model, ids = dynamic_model(), requests()
+    fires = triggered(model, ids)
+    cache = DynamicCache()
+    with model.disable_adapter():
+        logits(model, ids[:, :3], past_key_values=cache)
+    found = logits(model, ids[:, 3:], past_key_values=cache)
+    assert cache.get_seq_length() == 8
+    off = logits(tiny_model(), ids)[:, 3:]
+    assert [torch.allclose(found[row], off[row], atol=1e-5) for row in range(6)] == [not fired for fired in fires]
+    model.peft_config["default"].trigger_threshold = -1e9
+    cache = DynamicCache()
+    logits(model, ids, past_key_values=cache)
+    cache._neurontune_record.tokens.clear()
+    with pytest.raises(ValueError, match="got a new turn behind a cache of 8 tokens that were not all seen"):
+        logits(model, ids, past_key_values=cache)
 
 
 def test_an_error_inside_a_call_leaves_no_plan_behind():
