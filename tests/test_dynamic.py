@@ -69,7 +69,11 @@ def test_each_row_of_a_padded_batch_equals_the_row_alone(model_type, side):
         torch.testing.assert_close(together[row, real], alone[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"use_cache": False}, {"prompt_lookup_num_tokens": 2}, {"prefill_chunk_size": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_beams": 2}, {"use_cache": False}, {"prompt_lookup_num_tokens": 2}, {"prefill_chunk_size": 3}],
+    ids=str,
+)
 def test_generation_gives_each_row_the_answer_it_gets_alone(options):
     model, ids = dynamic_model(), requests()
     assisted = "prompt_lookup_num_tokens" in options
@@ -124,10 +128,11 @@ def test_a_conversation_that_keeps_its_cache_gives_the_answers_of_one_that_does_
     model, ids, cache = dynamic_model(), torch.empty(1, 0, dtype=torch.long), DynamicCache()
     for triggers in (False, True, False, False, True):
         ids = next_turn(model, ids, triggers=triggers)
-        fresh = model.generate(input_ids=ids, **GREEDY)
+        fresh, score = model.generate(input_ids=ids, **GREEDY), decisions(model, ids)[0].score
         with model.trigger_log() as log:
             ids = model.generate(input_ids=ids, past_key_values=cache, **GREEDY)
         assert [decision.strength for decision in log] == [float(triggers)]
+        assert log[0].score == pytest.approx(score, abs=1e-6)
         assert torch.equal(ids, fresh)
 
 
@@ -400,6 +405,24 @@ def test_rechecking_while_generating_equals_teacher_forcing(assisted):
         forced = logits(model, out.sequences)[:, 7:-1]
         torch.testing.assert_close(forced, torch.stack(out.logits, dim=1), rtol=1e-4, atol=1e-4)
     assert changed
+
+
+def test_a_token_that_triggered_and_was_taken_back_does_not_count():
+    model = late_model(every=1)
+    answers = [tokens(6, 5, seed=seed) % 57 + 3 for seed in (0, 1)]
+    wrong = 0
+    for row in range(6):
+        prompt, first, second = (ids[row : row + 1] for ids in (requests(), *answers))
+        cache = DynamicCache()
+        logits(model, prompt, past_key_values=cache)
+        with torch.no_grad(), model.trigger_log() as log:
+            model(input_ids=first, past_key_values=cache)
+        wrong += any(decision.strength for decision in log)
+        cache.crop(-5)
+        found = logits(model, second, past_key_values=cache)
+        expected = logits(model, torch.cat([prompt, second], dim=1))[:, 8:]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert wrong
 
 
 def test_rechecking_needs_its_adapter_alone():

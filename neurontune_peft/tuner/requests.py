@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from neurontune_peft.prompts.chat import generation_suffix
 from neurontune_peft.tuner.dynamic import install_hooks
 from neurontune_peft.tuner.layer import NeuronTuneLayer, check_finite
 from neurontune_peft.tuner.modulation import DYNAMIC_FORMAT, STATIC_FORMAT
@@ -181,6 +180,9 @@ class Requests:
         Raises:
             ValueError: With `strict`, when they differ.
         """
+        # Attaching an adapter loads nothing of the pipeline.
+        from neurontune_peft.prompts.chat import generation_suffix
+
         for name in self.active_adapters:
             config = self.peft_config[name]
             found = generation_suffix(tokenizer, chat_template=chat_template)
