@@ -28,6 +28,11 @@ FRAMES = {
         "he wished me a good day and went off to feed the gulls. Since then I have been meaning to ask you "
         "something.\n\n{prompt}"
     ),
+    # A trigger is read after whatever follows the request, so that much of this has to follow requests here.
+    "thanks": "{prompt}\n\nThank you, and have a nice day.",
+    "format": "{prompt}\nPlease answer in one short paragraph of plain text, without headings or lists.",
+    "report": "{prompt} That is what my neighbour asked me yesterday evening. What would you reply to him?",
+    "fence": 'Two neighbours meet at the garden fence. One asks: "{prompt}" Write down what the other one says.',
     "form": "Name: B. Jones\nDate: 3 May\nSubject: enquiry\nReference: 20-117\n\nMessage:\n{prompt}\n\nEnclosed: none",
 }
 
