@@ -1,0 +1,283 @@
+"""Scores of neurons inside fused experts, and of models whose weights are quantised or offloaded."""
+
+import copy
+
+import pytest
+import torch
+from accelerate import cpu_offload
+from adapters import randomize
+from architectures import tiny_model, tokens
+from bitsandbytes.nn import Linear4bit
+from peft import get_peft_model
+from test_experts import TYPES, moe_model, scale_columns, tuned
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from neurontune_peft import NeuronTuneConfig, find_sites
+from neurontune_peft.attribution import (
+    activation_contrast,
+    activation_path,
+    causal,
+    gate_gradients,
+    gate_path,
+    gradient,
+    objective_on_path,
+    pair,
+    pooled,
+    read_neurons,
+    rms_change,
+    routing_counts,
+    snip,
+    wanda,
+)
+from neurontune_peft.attribution.engine import gated, held_still, site_modules
+from neurontune_peft.neurons import Site
+from neurontune_peft.objectives import target_log_prob
+from neurontune_peft.prompts.batches import Batch, pad_rows
+
+IMPLEMENTATIONS = [
+    (model_type, implementation)
+    for model_type in TYPES
+    for implementation in ("eager", "batched_mm", "grouped_mm")
+    if implementation == "eager" or model_type != "llama4_text"  # the only one that this class has
+]
+SHORT = ("mixtral", "gpt_oss", "llama4_text", "nemotron_h")  # one of each layout
+
+
+def expert_sites(model: nn.Module) -> dict[str, Site]:
+    return {name: site for name, site in find_sites(model).items() if site.kind == "experts"}
+
+
+def prompts(rows: int = 3, length: int = 7, *, seed: int = 0, padding_side: str = "right") -> Batch:
+    """Prompts of different lengths, each with a response of two tokens."""
+    ids = tokens(batch=rows, length=length + 2, seed=seed).tolist()
+    answers = tokens(batch=rows, length=2, seed=9).tolist()
+    return pad_rows([row[: length - i] for i, row in enumerate(ids)], answers, pad_id=0, padding_side=padding_side)
+
+
+def paired(rows: slice = slice(None), padding_side: str = "right"):
+    attacked, plain = (prompts(seed=seed, length=n, padding_side=padding_side) for seed, n in ((0, 7), (1, 5)))
+    return pair(cut(attacked, rows), cut(plain, rows))
+
+
+def cut(batch: Batch, rows: slice) -> Batch:
+    return Batch(batch.input_ids[rows], batch.attention_mask[rows], batch.response_mask[rows])
+
+
+def spread(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """An objective in the model's own precision, for finite differences: mean square of the real tokens' logits."""
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    return (logits.square().mean(dim=-1) * batch.attention_mask).sum(dim=1)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(("model_type", "implementation"), IMPLEMENTATIONS)
+def test_gates_of_one_leave_every_kind_of_experts_as_it_is(model_type, implementation):
+    model = moe_model(model_type, implementation=implementation)
+    sites, batch = expert_sites(model), prompts()
+    gates = {name: torch.ones(3, site.width) for name, site in sites.items()}
+    with torch.no_grad():
+        expected = spread(model, batch)
+        with gated(site_modules(model, sites), gates):
+            close(spread(model, batch), expected, 2e-6)
+        assert torch.equal(spread(model, batch), expected)  # and what was replaced is back
+        with gated(site_modules(model, sites), {name: 0 * gate for name, gate in gates.items()}):
+            assert not torch.allclose(spread(model, batch), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("model_type", "implementation"), IMPLEMENTATIONS)
+def test_gate_gradients_of_experts_are_finite_differences_of_their_weight_columns(model_type, implementation):
+    batch, sites = prompts(), expert_sites(moe_model(model_type))
+    found = gate_gradients(moe_model(model_type, implementation=implementation), batch, sites, spread)
+    model = moe_model(model_type).double()
+    for name, site in sites.items():
+        down, step = model.get_submodule(name).down_proj.data, 2e-2  # norms and softmax compute in float32
+        transposed = model_type in ("gpt_oss", "aria_text", "llama4_text")
+        tried = found[name].abs().sum(dim=0).argsort(descending=True)[[0, 1, 5, -1]].tolist()
+        for index in tried:
+            expert, neuron = divmod(index, site.width // down.shape[0])
+            column = down[expert, neuron] if transposed else down[expert, :, neuron]
+            before, change = column.clone(), torch.zeros(3, dtype=torch.double)
+            for sign in (1, -1):
+                column.copy_(before * (1 + sign * step))
+                with torch.no_grad():
+                    change += sign * spread(model, batch) / (2 * step)
+            column.copy_(before)
+            torch.testing.assert_close(found[name][:, index].double(), change, rtol=2e-3, atol=1e-6)
+        assert found[name].shape == (3, site.width)
+        assert found[name].any()
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_gates_of_adapted_experts_are_those_of_scaled_weights(model_type):
+    adapted = tuned(moe_model(model_type))
+    scaled = scale_columns(moe_model(model_type), adapted)
+    batch, sites = paired(), find_sites(scaled)
+    assert list(find_sites(adapted)) == list(sites)
+    for method in ("gradient", "gate_path", "activation_path", "snip", "wanda"):
+        found, expected = (METHODS[method](model, batch, sites) for model in (adapted, scaled))
+        for name, part in expected.items():
+            close(found[name], part, 2e-5)
+    with torch.no_grad(), adapted.disable_adapter():
+        without = gradient(adapted, batch, sites, target_log_prob)
+    for name, part in gradient(moe_model(model_type), batch, sites, target_log_prob).items():
+        close(without[name], part)
+
+
+METHODS = {
+    "gradient": lambda model, batch, sites: gradient(model, batch, sites, target_log_prob),
+    "gate_path": lambda model, batch, sites: gate_path(model, batch, sites, target_log_prob, steps=2),
+    "activation_path": lambda model, batch, sites: activation_path(model, batch, sites, target_log_prob, steps=2),
+    "snip": lambda model, batch, sites: snip(model, batch, sites, target_log_prob),
+    "wanda": lambda model, batch, sites: wanda(model, batch, sites),
+    "activation_contrast": lambda model, batch, sites: activation_contrast(model, batch, sites),
+    "pooled": lambda model, batch, sites: pooled(model, batch, sites),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model_type", SHORT)
+def test_scores_of_experts_do_not_depend_on_padding_side_or_batch_size(model_type, method):
+    model = moe_model(model_type)
+    sites = find_sites(model)
+    together = METHODS[method](model, paired(), sites)
+    left = METHODS[method](model, paired(padding_side="left"), sites)
+    alone = [METHODS[method](model, paired(slice(i, i + 1)), sites) for i in range(3)]
+    for name, part in together.items():
+        assert part.any()
+        close(left[name], part)
+        close(torch.cat([one[name] for one in alone]), part)
+
+
+@pytest.mark.parametrize("model_type", SHORT)
+def test_activation_path_of_experts_adds_up_on_its_path(model_type):
+    model = moe_model(model_type)
+    sites, batch = find_sites(model), paired()
+    found = activation_path(model, batch, sites, target_log_prob, steps=64)
+    start, end = (objective_on_path(model, batch, sites, target_log_prob, position=p) for p in (0.0, 1.0))
+    with torch.no_grad():
+        torch.testing.assert_close(end, target_log_prob(model, batch), rtol=0, atol=1e-5)
+    total = sum(part.sum(dim=1) for part in found.values())
+    torch.testing.assert_close(total, end - start, rtol=0.01, atol=2e-4)
+    assert (end - start).abs().min() > 5e-3
+
+
+@pytest.mark.parametrize("model_type", SHORT)
+def test_readings_of_experts_write_what_the_module_returns(model_type):
+    model, batch, parts = moe_model(model_type), prompts(), []
+    sites = expert_sites(model)
+    name = next(iter(sites))
+    module, outputs = model.get_submodule(name), []
+    module.register_forward_hook(lambda *call: outputs.append(call[-1]))
+    with read_neurons(model, {name: sites[name]}, parts.append), torch.no_grad():
+        spread(model, batch)
+    experts = module.down_proj.shape[0]
+    size = sites[name].width // experts
+    total = torch.zeros(batch.input_ids.numel(), 32)
+    for part in parts:
+        down = module.down_proj[part.start // size]
+        total.index_add_(0, part.tokens, part.values @ (down if down.shape[0] == size else down.T))
+        if model_type == "gpt_oss":  # answers hold the bias, activations do not
+            total.index_add_(0, part.tokens, part.output - part.values @ down)
+    found = outputs[0].view(experts, -1, 32).sum(dim=0) if model_type == "llama4_text" else outputs[0]
+    close(total, found.detach())
+
+
+@pytest.mark.parametrize("model_type", SHORT)
+def test_routing_counts_are_tokens_times_experts_per_token(model_type):
+    model, batch = moe_model(model_type), prompts(padding_side="left")
+    counts = routing_counts(model, batch, find_sites(model))
+    assert list(counts) == list(expert_sites(model))
+    per_token = TYPES[model_type].get("num_experts_per_tok", 2)
+    for count in counts.values():
+        assert count.shape == (3, 4)
+        assert count.sum(dim=1).tolist() == (per_token * batch.attention_mask.sum(dim=1)).tolist()
+
+
+def test_rms_change_and_causal_effects_reach_experts():
+    model, other = moe_model("mixtral"), moe_model("mixtral")
+    batch, sites = prompts(), expert_sites(model)
+    name = list(sites)[-1]
+    counts = routing_counts(model, batch, sites)[name]  # (B, E)
+    other.get_submodule(name).gate_up_proj.data[1, 24 + 5] *= 2  # the up projection of neuron 5 of expert 1
+    found = rms_change(model, batch, sites, other=other)
+    assert {site: part.any(dim=0).nonzero().flatten().tolist() for site, part in found.items() if part.any()} == {
+        name: [24 + 5]
+    }
+    assert torch.equal(found[name][:, 24 + 5] > 0, counts[:, 1] > 0)
+    effects = causal(model, batch, sites, target_log_prob, shortlist={name: torch.tensor([24 + 5])})[name]
+    with torch.no_grad():
+        before = target_log_prob(model, batch)
+        model.get_submodule(name).down_proj.data[1, :, 5] = 0
+        torch.testing.assert_close(effects[:, 24 + 5], before - target_log_prob(model, batch), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["llama", "mixtral", "gpt_oss"])
+def test_offloaded_weights_give_the_same_scores(kind, method):
+    make = (lambda: tiny_model()) if kind == "llama" else (lambda: moe_model(kind))
+    batch, model, offloaded = paired(), make(), make()
+    expected = METHODS[method](model, batch, find_sites(model))
+    cpu_offload(offloaded, execution_device=torch.device("cpu"))
+    assert all(parameter.device.type == "meta" for parameter in offloaded.parameters())
+    with held_still(offloaded):
+        found = METHODS[method](offloaded, batch, find_sites(offloaded))
+    assert all(parameter.requires_grad for parameter in offloaded.parameters())
+    assert all(parameter.device.type == "meta" for parameter in offloaded.parameters())
+    for name, part in expected.items():
+        close(found[name], part)
+
+
+@pytest.fixture(scope="module")
+def nf4_directory(tmp_path_factory):
+    path = tmp_path_factory.mktemp("base")
+    # bitsandbytes' 4-bit kernel refuses output sizes that are no multiple of 32 on CPUs with AVX512-BF16.
+    tiny_model(hidden_size=64, intermediate_size=128, head_dim=16, initializer_range=0.2).save_pretrained(path)
+    return path
+
+
+def load_nf4(directory):
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    return AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, device_map="cpu", quantization_config=config
+    ).eval()
+
+
+def test_gates_pass_through_nf4_weights_also_after_a_forward_pass_has_packed_them(nf4_directory):
+    model, batch = load_nf4(nf4_directory), prompts()
+    sites = find_sites(model)
+    modules = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    flags = [module.support_avx512bf16_for_cpu for module in modules]
+    with torch.no_grad():
+        spread(model, batch)  # packs, where the CPU has the kernel
+    found = gate_gradients(model, batch, sites, spread)
+    assert [module.support_avx512bf16_for_cpu for module in modules] == flags
+    with held_still(model), torch.no_grad():
+        for name, site in sites.items():
+            for index in found[name].abs().sum(dim=0).argsort(descending=True)[:3].tolist():
+                change, step = torch.zeros(3), 2e-2
+                for sign in (1, -1):
+                    gate = torch.ones(3, site.width)
+                    gate[:, index] += sign * step
+                    with gated(site_modules(model, {name: site}), {name: gate}):
+                        change += sign * spread(model, batch) / (2 * step)
+                torch.testing.assert_close(found[name][:, index], change, rtol=0.02, atol=2e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_scores_nf4_models_as_their_dequantised_copies(nf4_directory, method):
+    model, batch = load_nf4(nf4_directory), paired()
+    with torch.no_grad():
+        spread(model, batch)
+    wrapped = get_peft_model(copy.deepcopy(model), NeuronTuneConfig(task_type="CAUSAL_LM"))
+    randomize(wrapped, std=0.0)
+    sites = find_sites(model)
+    with held_still(model):
+        found = METHODS[method](model, batch, sites)
+    adapted = METHODS[method](wrapped.eval(), batch, sites)
+    for name, part in found.items():
+        assert part.any()
+        close(adapted[name], part, 1e-4)
