@@ -4,11 +4,9 @@ import captum.attr
 import pytest
 import torch
 from helpers import tiny_llama, tiny_prompt_set, tiny_tokenizer
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from neurontune_peft import Neurons, NeuronTuneConfig
 from neurontune_peft.attribution import (
     PairedBatch,
     activation_contrast,
@@ -119,7 +117,7 @@ def test_scores_do_not_depend_on_padding_side_or_batch_size(method, answers):
         assert part.shape == (7, sites[site].width)
         assert part.any() or (method == "causal" and site != LAST)
         # A causal effect is the difference of two objectives, and as exact as these.
-        largest = objective(model, paired(answers=answers)) if method == "causal" else part
+        largest = objective(model, paired(answers=answers)).detach() if method == "causal" else part
         tolerance = 1e-5 * float(largest.abs().max())
         torch.testing.assert_close(left[site], part, rtol=0, atol=tolerance)
         torch.testing.assert_close(torch.cat([one[site] for one in alone]), part, rtol=0, atol=tolerance)
@@ -275,39 +273,6 @@ def test_rms_change_is_zero_for_the_same_model_and_found_at_changed_neurons_only
     size = wanda(model, batch, sites)[LAST] / model.get_submodule(LAST).weight.abs().sum(dim=0)
     expected = size / batch.attention_mask.sum(dim=1, keepdim=True).sqrt()
     torch.testing.assert_close(found[LAST][:, [2, 40]], expected[:, [2, 40]].detach(), rtol=1e-4, atol=0)
-
-
-def test_rms_change_without_another_model_is_what_the_adapter_does():
-    neurons = Neurons.from_ranked({"safety": [(LAST, 3), (LAST, 8)]}, widths={LAST: 48})
-    model = get_peft_model(tiny_llama(), NeuronTuneConfig(task_type="CAUSAL_LM", neurons=neurons)).eval()
-    model.get_base_model().get_submodule(LAST).neurontune_delta["default"].data.fill_(0.5)
-    found = rms_change(model, encode(TOKENIZER, PLAIN), find_sites(model))
-    assert found[LAST].any(dim=0).nonzero().flatten().tolist() == [3, 8]
-
-
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "rms_change"])
-def test_an_adapter_that_does_nothing_changes_no_score_and_site_names_stay(method):
-    batch = paired(rows=slice(2))
-    expected = METHODS[method](tiny_llama(), batch, find_sites(tiny_llama()), MARGIN)
-    neurons = Neurons.from_ranked({"safety": [(LAST, 3), (LAST, 8)]}, widths={LAST: 48})
-    for config in (NeuronTuneConfig(task_type="CAUSAL_LM", neurons=neurons), LoraConfig(target_modules=["down_proj"])):
-        model = get_peft_model(tiny_llama(), config).eval()
-        found = METHODS[method](model, batch, find_sites(model), MARGIN)
-        assert list(found) == list(expected)
-        for site, part in expected.items():
-            torch.testing.assert_close(found[site], part, rtol=0, atol=1e-6)
-
-
-def test_gate_gradients_of_a_scaled_neuron_are_those_of_scaled_weights():
-    neurons = Neurons.from_ranked({"safety": [(LAST, 3), (LAST, 8)]}, widths={LAST: 48})
-    model = get_peft_model(tiny_llama(), NeuronTuneConfig(task_type="CAUSAL_LM", neurons=neurons)).eval()
-    model.get_base_model().get_submodule(LAST).neurontune_delta["default"].data.fill_(0.7)
-    scaled = tiny_llama()
-    scaled.get_submodule(LAST).weight.data[:, [3, 8]] *= 1.7
-    batch = paired(rows=slice(2))
-    for method in ("gradient", "gate_path", "activation_path", "snip", "wanda", "causal"):
-        found, expected = (METHODS[method](m, batch, find_sites(m), MARGIN)[LAST] for m in (model, scaled))
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_a_probe_finds_the_planted_feature_and_its_sign():
