@@ -190,6 +190,35 @@ def test_routing_counts_are_tokens_times_experts_per_token(model_type):
         assert count.sum(dim=1).tolist() == (per_token * batch.attention_mask.sum(dim=1)).tolist()
 
 
+def dense(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    """Activations of all neurons at all tokens, `(B, T, F)`, 0 where a token is not routed to an expert."""
+    sites, rows = expert_sites(model), batch.input_ids.shape
+    found = {name: torch.zeros(rows.numel(), site.width) for name, site in sites.items()}
+
+    def take(part):
+        found[part.site][part.tokens, part.columns] = part.values
+
+    with torch.no_grad(), read_neurons(model, sites, take):
+        spread(model, batch)
+    return {name: part.view(*rows, -1) for name, part in found.items()}
+
+
+@pytest.mark.parametrize("model_type", SHORT)
+def test_reductions_over_tokens_count_unrouted_ones_as_zero(model_type):
+    model, other, batch = moe_model(model_type), moe_model(model_type, seed=1), prompts()
+    sites, real = expert_sites(model), batch.attention_mask.bool().unsqueeze(-1)
+    prompt = real & ~batch.response_mask.unsqueeze(-1)
+    change = rms_change(model, batch, sites, other=other)
+    largest, last = pooled(model, batch, sites), activation_contrast(model, batch, sites)
+    others = dense(other, batch)
+    for name, part in dense(model, batch).items():
+        close(largest[name], part.masked_fill(~prompt, float("-inf")).amax(dim=1))
+        close(last[name], part[torch.arange(3), batch.last_prompt])
+        squares = ((part - others[name]).square() * real).sum(dim=1) / real.sum(dim=1)
+        close(change[name], squares.sqrt())
+        assert (largest[name] == 0).any()  # some expert's neuron is never active
+
+
 def test_rms_change_and_causal_effects_reach_experts():
     model, other = moe_model("mixtral"), moe_model("mixtral")
     batch, sites = prompts(), expert_sites(model)
