@@ -1,5 +1,7 @@
 """Scores of neurons inside fused experts: exact for every layout, whatever computes the experts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from architectures import tokens
@@ -25,7 +27,7 @@ from neurontune_peft.attribution import (
 )
 from neurontune_peft.attribution.engine import gated, site_modules
 from neurontune_peft.neurons import Site
-from neurontune_peft.objectives import target_log_prob
+from neurontune_peft.objectives import RefusalMargin, target_log_prob
 from neurontune_peft.prompts.batches import Batch, pad_rows
 
 IMPLEMENTATIONS = [
@@ -143,6 +145,23 @@ def test_scores_of_experts_do_not_depend_on_padding_side_or_batch_size(model_typ
         assert part.any()
         close(left[name], part)
         close(torch.cat([one[name] for one in alone]), part)
+
+
+@pytest.mark.parametrize("model_type", SHORT)
+def test_rows_that_an_objective_adds_belong_to_their_example(model_type):
+    model, margin = moe_model(model_type), RefusalMargin(((5, 6), (7,)), ((8,), (9, 10, 11)))
+    sites, prompts_only = expert_sites(model), paired()
+    attacked, plain = (
+        replace(b, attention_mask=b.attention_mask * ~b.response_mask, response_mask=b.response_mask & False)
+        for b in (cut(prompts_only, slice(None)), prompts_only.plain)
+    )
+    for method in (gradient, activation_path, snip):
+        together = method(model, pair(attacked, plain), sites, margin)
+        for row in range(3):
+            one = slice(row, row + 1)
+            alone = method(model, pair(cut(attacked, one), cut(plain, one)), sites, margin)
+            for name, part in together.items():
+                close(part[one], alone[name])
 
 
 @pytest.mark.parametrize("model_type", SHORT)

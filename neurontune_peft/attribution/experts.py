@@ -174,7 +174,8 @@ class ExpertsCall:
 @contextmanager
 def replaced_experts(module: nn.Module, run: Callable[[ExpertsCall], Tensor]) -> Iterator[None]:
     """
-    Let a function compute the output of a fused-experts module while the context is open.
+    Let a function compute the output of a fused-experts module while the context is open. Of two such contexts for the
+    same module, the inner one counts.
 
     Args:
         module (`nn.Module`): The experts, also inside an adapter's layer.
