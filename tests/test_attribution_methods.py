@@ -135,8 +135,8 @@ class LinearModel(nn.Module):
         return CausalLMOutput(logits=self.site(self.table(input_ids)))
 
 
-def mean_logit(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Sum of squared logits over the real tokens of each row."""
+def half_square(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Half the sum of squared logits over the real tokens of each row."""
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     return (logits.square() * batch.attention_mask.unsqueeze(-1)).sum(dim=(1, 2)) / 2
 
@@ -152,7 +152,7 @@ def linear_case() -> tuple[LinearModel, Batch, dict[str, Site], list[torch.Tenso
 
 def test_snip_of_a_linear_model_has_its_closed_form():
     model, batch, sites, inputs = linear_case()
-    found = snip(model, batch, sites, mean_logit)["site"]
+    found = snip(model, batch, sites, half_square)["site"]
     weight = model.site.weight.detach()
     for row, x in enumerate(inputs):  # F = |W x|^2 / 2, so dF/dW = W x x^T
         torch.testing.assert_close(found[row], (weight * (weight @ x.T @ x)).abs().sum(dim=0))
