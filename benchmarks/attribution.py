@@ -38,12 +38,12 @@ class Work:
 
     def __init__(self, quick: bool):
         self.quick = quick
-        self.steps = 4 if quick else 16
+        self.steps = 4 if quick else 8
         self.rows, self.tokens = (2, 16) if quick else (4, 64)
         config = LlamaConfig(
-            hidden_size=128 if quick else 512,
-            intermediate_size=344 if quick else 1376,
-            num_hidden_layers=2 if quick else 8,
+            hidden_size=128 if quick else 256,
+            intermediate_size=344 if quick else 688,
+            num_hidden_layers=2 if quick else 6,
             num_attention_heads=8,
             vocab_size=4096,  # that of the demo model's tokenizer
             pad_token_id=0,
@@ -243,7 +243,7 @@ def show_growth(work: Work, options: argparse.Namespace, repeats: int) -> None:
     print("### More prompts: `attribute`, batches of one size\n")
     rows = [
         [
-            f"{times}x ({times * PROMPTS[work.quick]} harmful ones, plain and attacked)",
+            f"{times}x ({times * PROMPTS[work.quick]} harmful, plain and attacked)",
             f"{spent[f'{times}x'] / spent['1x']:.2f}",
             f"{spent[f'{times}x'] / spent['1x'] / times:.2f}",
             megabytes(peak_bytes(f"{times}x", options)),
@@ -287,7 +287,7 @@ def main() -> None:
         return
     print_header("Attribution")
     work = Work(options.quick)
-    repeats = 3 if options.quick else 11
+    repeats = 3 if options.quick else 9
     with held_still(work.model):
         show_passes(work, options, repeats)
         show_captum(work, options, min(repeats, 3))
