@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from neurontune_peft.attribution.accumulate import Checkpoint, Keep, Moments, Pass, processes
 from neurontune_peft.attribution.diagnose import openings, warn_if_nothing_is_refused
-from neurontune_peft.attribution.engine import Method, base_of
+from neurontune_peft.attribution.engine import Method, base_of, input_device
 from neurontune_peft.attribution.plan import (
     MethodOptions,
     Plan,
@@ -64,7 +64,7 @@ class Job:
     @property
     def device(self) -> torch.device:
         """`torch.device`: Where the batches go."""
-        return next(self.model.parameters()).device
+        return input_device(self.model)
 
     @property
     def context(self) -> int | None:

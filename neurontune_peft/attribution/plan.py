@@ -6,15 +6,24 @@ import random as stdlib_random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from neurontune_peft.attribution.accumulate import Keep, Moments, merged
+from neurontune_peft.attribution.activation_contrast import activation_contrast
+from neurontune_peft.attribution.activation_path import activation_path
+from neurontune_peft.attribution.causal import causal
 from neurontune_peft.attribution.engine import Method
+from neurontune_peft.attribution.gate_path import gate_path
+from neurontune_peft.attribution.gradient import gradient
+from neurontune_peft.attribution.probe import ROUNDING, pooled, probe_weights
+from neurontune_peft.attribution.random import random
+from neurontune_peft.attribution.rms_change import rms_change
+from neurontune_peft.attribution.snip import snip
 from neurontune_peft.attribution.tasks import Task
+from neurontune_peft.attribution.wanda import wanda
 
 METHODS = (
     "gradient",
@@ -98,32 +107,31 @@ def make_plan(method: str | Method, options: MethodOptions, *, pairs: bool | Non
 
 def _named(method: str, options: MethodOptions) -> Plan:
     match method:
+        case "gradient":
+            return Plan(method, lambda role: gradient)
         case "gate_path":
-            path = partial(_load(method), steps=options.steps, start=options.start, end=options.end)
-            return Plan(method, lambda role: path)
+            gates = partial(gate_path, steps=options.steps, start=options.start, end=options.end)
+            return Plan(method, lambda role: gates)
         case "activation_path":
-            path = partial(_load(method), steps=options.steps, joint=options.joint)
+            path = partial(activation_path, steps=options.steps, joint=options.joint)
             return Plan(method, lambda role: path, pairs=True)
         case "activation_contrast":
-            return Plan(method, lambda role: _load(method), compare=True)
+            return Plan(method, lambda role: activation_contrast, compare=True)
         case "effect_size":
-            return Plan(method, lambda role: _load("activation_contrast"), keep="spread", compare=True)
+            return Plan(method, lambda role: activation_contrast, keep="spread", compare=True)
         case "probe":
-            return Plan(method, lambda role: _load("probe", "pooled"), keep="rows", compare=True)
+            return Plan(method, lambda role: pooled, keep="rows", compare=True)
+        case "snip":
+            return Plan(method, lambda role: snip, signed=False)
+        case "wanda":
+            return Plan(method, lambda role: wanda, signed=False)
         case "rms_change":
-            change = partial(_load(method), other=options.other)
+            change = partial(rms_change, other=options.other)
             return Plan(method, lambda role: change, signed=False)
         case "causal":
-            return Plan(method, lambda role: _load(method), shortlist=options.shortlist)
-        case "random":  # each role draws its own numbers, or all roles would want the same neurons
-            return Plan(method, lambda role: partial(_load(method), seed=_seed(options.seed, role)), signed=False)
-        case _:
-            return Plan(method, lambda role: _load(method), signed=method not in ("snip", "wanda"))
-
-
-def _load(module: str, function: str | None = None) -> Any:
-    """A method's function; its module has the same name, and is imported when it is asked for."""
-    return getattr(import_module(f"neurontune_peft.attribution.{module}"), function or module)
+            return Plan(method, lambda role: causal, shortlist=options.shortlist)
+        case _:  # each role draws its own numbers, or all roles would want the same neurons
+            return Plan(method, lambda role: partial(random, seed=_seed(options.seed, role)), signed=False)
 
 
 def _seed(seed: int, role: str) -> int:
@@ -186,16 +194,16 @@ def _compared(plan: Plan, positive: list[Moments], negative: list[Moments]) -> d
     wanted, other = merged(positive), merged(negative)
     if plan.keep == "spread":
         return {site: _effect_size(wanted, other, site) for site in wanted.total}
-    weights = _load("probe", "probe_weights")
-    return {site: weights(wanted.rows[site], other.rows[site]).double() for site in wanted.total}
+    return {site: probe_weights(wanted.rows[site], other.rows[site]).double() for site in wanted.total}
 
 
 def _effect_size(wanted: Moments, other: Moments, site: str) -> Tensor:
     """Cohen's d: difference of means by the pooled standard deviation; 0 for a neuron that never changes."""
-    difference = wanted.mean[site] - other.mean[site]  # (F,)
+    mean, apart = wanted.mean[site], other.mean[site]  # (F,)
     freedom = max(1, wanted.count + other.count - 2)
     deviation = ((wanted.spread[site] + other.spread[site]) / freedom).sqrt()
-    return torch.where(deviation > 0, difference / deviation.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+    constant = deviation <= ROUNDING * torch.maximum(mean.abs(), apart.abs())
+    return (mean - apart) / deviation.masked_fill(constant, 1.0) * ~constant
 
 
 def by_layer(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from neurontune_peft.attribution.pairs import pair
 from neurontune_peft.attribution.tasks import Example, Task
 from neurontune_peft.objectives import RefusalMargin
 from neurontune_peft.prompts.batches import Batch, pad_rows, padding_id, prompt_ids, shorten
@@ -29,7 +30,7 @@ class Rows:
         tails (`list[list[int]]`): Ids of the responses; empty lists where there are none.
         plain (`list[list[int]]`, *optional*): Ids of the prompts without their attack, for methods that need pairs.
         pad_id (`int`): Id to pad with.
-        shortened (`int`): How many prompts were longer than the context.
+        shortened (`int`): How many prompts were longer than the context, their responses included.
     """
 
     examples: tuple[Example, ...]
@@ -39,13 +40,11 @@ class Rows:
     pad_id: int
     shortened: int
 
-    def batch(self, places: Sequence[int], device: torch.device) -> Any:
+    def batch(self, places: Sequence[int], device: torch.device) -> Batch:
         """The examples at these places as a `Batch`, or as a `PairedBatch` where there are plain forms."""
         batch = self._batch(self.heads, places).to(device)
         if self.plain is None:
             return batch
-        from neurontune_peft.attribution.pairs import pair
-
         return pair(batch, self._batch(self.plain, places).to(device))
 
     def _batch(self, heads: Ids, places: Sequence[int]) -> Batch:
@@ -83,12 +82,10 @@ def tokenize(
     if context is not None:
         if isinstance(task.objective, RefusalMargin):  # its openings follow the prompt in the same context
             context -= max(len(ids) for ids in task.objective.refusal_ids + task.objective.compliance_ids)
-        whole = heads
-        heads, fitting = _fit(heads, tails, context)
-        if plain is not None:
-            plain = _fit(plain, tails, context)[0]
-        shortened = sum(a != b for a, b in zip(whole, heads, strict=True))
-        tails = fitting
+        whole = list(zip(heads, tails, strict=True))
+        plain = None if plain is None else _fit(plain, tails, context)[0]
+        heads, tails = _fit(heads, tails, context)
+        shortened = sum(before != after for before, after in zip(whole, zip(heads, tails, strict=True), strict=True))
     order = sorted(range(len(heads)), key=lambda i: (len(heads[i]) + len(tails[i]), i))
     return Rows(
         examples=tuple(task.examples[i] for i in order),
@@ -105,7 +102,7 @@ def warn_of_shortened(rows: Sequence[Rows], context: int | None) -> None:
     if count := sum(part.shortened for part in rows):
         warnings.warn(
             f"got {count} of {sum(len(part.examples) for part in rows)} prompts longer than the context of {context} "
-            "tokens allows; the middle of each was left out",
+            "tokens allows; the middle of each was left out (and the end of a response longer than half of that)",
             UserWarning,
             stacklevel=3,
         )
