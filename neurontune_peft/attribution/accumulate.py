@@ -134,8 +134,8 @@ def processes() -> tuple[int, int]:
 
 
 def _sum(tensor: Tensor, device: torch.device) -> Tensor:
-    """The sum over processes, on the CPU; NCCL alone cannot reach tensors there."""
-    on_cpu = "gloo" in torch.distributed.get_backend()
+    """The sum over processes, on the CPU; a backend of GPUs alone, such as NCCL, cannot reach tensors there."""
+    on_cpu = torch.distributed.get_backend() in ("gloo", "mpi", "undefined")  # undefined: one backend per device type
     there = tensor.to("cpu" if on_cpu else device, copy=True)
     torch.distributed.all_reduce(there)
     return there.cpu()

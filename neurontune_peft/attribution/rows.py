@@ -104,7 +104,7 @@ def warn_of_shortened(rows: Sequence[Rows], context: int | None) -> None:
             f"got {count} of {sum(len(part.examples) for part in rows)} prompts longer than the context of {context} "
             "tokens allows; the middle of each was left out (and the end of a response longer than half of that)",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -139,9 +138,7 @@ def attribute(
     if not plan.signed:  # a part that is subtracted would say nothing
         draw = replace(draw, contrast=0.0)
     tasks = {role: make_task(role, tokenizer, prompts, draw, objective=objective) for role in roles}
-    with ExitStack() as stack:
-        for each in (model, *([] if other is None or other is model else [other])):
-            stack.enter_context(held_still(each))
+    with held_still(model), held_still(model if other is None else other):
         job = Job(
             model=model,
             tokenizer=tokenizer,

@@ -23,7 +23,8 @@ from neurontune_peft.prompts import PromptSet
 class Attribute(ModelOptions):
     """
     Score every neuron of a model for the roles of an adapter. After an interruption of any kind, the same command
-    goes on where it stopped. `accelerate launch -m neurontune_peft attribute …` divides the prompts among processes.
+    goes on where it stopped. `accelerate launch -m neurontune_peft attribute …` divides the prompts among the processes
+    that it starts, and so does `torchrun`.
 
     Example: neurontune attribute user/chat-model --output scores.safetensors
 
@@ -86,7 +87,7 @@ class Attribute(ModelOptions):
         contrast = parse_contrast(self.contrast)
         checkpoint = self.checkpoint or self.output.with_name(f"{self.output.name}.checkpoint")
         with joined() as state, told_how_to_go_on():
-            place = self if state is None or self.device else replace(self, device=str(state.device))
+            place = self if state is None or self.device else replace(self, device=device_of(state))
             model, tokenizer = place.load()
             other = None if self.other is None else replace(place, model=self.other).load()[0]
             with nullcontext() if state is None else state.main_process_first():  # the others read its cache
@@ -121,8 +122,13 @@ def joined() -> Iterator[PartialState | None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield None
         return
-    yield PartialState()
+    yield PartialState(cpu=not torch.cuda.is_available())
     torch.distributed.destroy_process_group()
+
+
+def device_of(state: PartialState) -> str:
+    """The device of this process; a CPU has no number."""
+    return "cpu" if state.device.type == "cpu" else str(state.device)
 
 
 @contextmanager
