@@ -231,6 +231,8 @@ def test_fused_experts_are_scored_with_the_rest(method):
 def test_rms_change_needs_a_second_model():
     with pytest.raises(ValueError, match="got method 'rms_change' without a second model"):
         scored(method="rms_change")
+    with pytest.raises(ValueError, match=r"got scores of zero at every neuron .* compare with another model"):
+        scored(method="rms_change", other=tiny_llama())
 
 
 # Objectives

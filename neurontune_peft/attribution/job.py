@@ -157,6 +157,11 @@ class Job:
     def _check_not_zero(self, task: Task, groups: Mapping[str, Moments]) -> None:
         if any(bool(total.any()) for moments in groups.values() for total in moments.total.values()):
             return
+        if not self.plan.objective:
+            raise ValueError(
+                f"got scores of zero at every neuron for role '{task.role}' (method {self.plan.name}); expected "
+                "activations that say something; compare with another model, or score other sites"
+            )
         begun = openings(self.model, self.tokenizer, task, chat_template=self.chat_template)
         raise ValueError(
             f"got a gradient of zero at every neuron for role '{task.role}' (method {self.plan.name}); expected an "
@@ -165,7 +170,7 @@ class Job:
         )
 
     def _look_at_refusals(self, rows: Mapping[str, Rows]) -> None:
-        if "safety" in rows and self.plan.name != "random":
+        if "safety" in rows and self.plan.objective:
             warn_if_nothing_is_refused(
                 self.model,
                 self.tokenizer,

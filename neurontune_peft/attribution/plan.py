@@ -65,6 +65,7 @@ class Plan:
         pairs (`bool`, *optional*, defaults to `False`): Batches are `PairedBatch`es.
         compare (`bool`, *optional*, defaults to `False`): It reads activations, which speak in comparison only.
         signed (`bool`, *optional*, defaults to `True`): A difference between kinds of prompts has a meaning.
+        objective (`bool`, *optional*, defaults to `True`): The objective is used.
         shortlist (`int`, *optional*): Neurons per role that `gradient` chooses beforehand.
     """
 
@@ -74,6 +75,7 @@ class Plan:
     pairs: bool = False
     compare: bool = False
     signed: bool = True
+    objective: bool = True
     shortlist: int | None = None
 
 
@@ -116,26 +118,27 @@ def _named(method: str, options: MethodOptions) -> Plan:
             path = partial(activation_path, steps=options.steps, joint=options.joint)
             return Plan(method, lambda role: path, pairs=True)
         case "activation_contrast":
-            return Plan(method, lambda role: activation_contrast, compare=True)
+            return Plan(method, lambda role: activation_contrast, compare=True, objective=False)
         case "effect_size":
-            return Plan(method, lambda role: activation_contrast, keep="spread", compare=True)
+            return Plan(method, lambda role: activation_contrast, keep="spread", compare=True, objective=False)
         case "probe":
-            return Plan(method, lambda role: pooled, keep="rows", compare=True)
+            return Plan(method, lambda role: pooled, keep="rows", compare=True, objective=False)
         case "snip":
             return Plan(method, lambda role: snip, signed=False)
         case "wanda":
-            return Plan(method, lambda role: wanda, signed=False)
+            return Plan(method, lambda role: wanda, signed=False, objective=False)
         case "rms_change":
             change = partial(rms_change, other=options.other)
-            return Plan(method, lambda role: change, signed=False)
+            return Plan(method, lambda role: change, signed=False, objective=False)
         case "causal":
             return Plan(method, lambda role: causal, shortlist=options.shortlist)
         case _:  # each role draws its own numbers, or all roles would want the same neurons
-            return Plan(method, lambda role: partial(random, seed=_seed(options.seed, role)), signed=False)
+            draw = partial(_random_for, seed=options.seed)
+            return Plan(method, draw, signed=False, objective=False)
 
 
-def _seed(seed: int, role: str) -> int:
-    return stdlib_random.Random(f"{seed}-{role}").randrange(2**31)
+def _random_for(role: str, *, seed: int) -> Method:
+    return partial(random, seed=stdlib_random.Random(f"{seed}-{role}").randrange(2**31))
 
 
 def function_name(function: Any) -> str:

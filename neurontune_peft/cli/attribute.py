@@ -22,9 +22,10 @@ from neurontune_peft.prompts import PromptSet
 @dataclass(frozen=True)
 class Attribute(ModelOptions):
     """
-    Score every neuron of a model for the roles of an adapter. After an interruption of any kind, the same command
-    goes on where it stopped. `accelerate launch -m neurontune_peft attribute …` divides the prompts among the processes
-    that it starts, and so does `torchrun`.
+    Score every neuron of a model for the roles of an adapter.
+
+    After an interruption of any kind, the same command goes on where it stopped. `accelerate launch -m neurontune_peft
+    attribute …` divides the prompts among the processes that it starts, and so does `torchrun`.
 
     Example: neurontune attribute user/chat-model --output scores.safetensors
 
