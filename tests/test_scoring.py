@@ -310,21 +310,26 @@ def scores_nothing(prompts):
 # Memory
 
 
-def out_of_memory_above(limit):
+def out_of_memory_above(limit, *, later=None):
+    """A method that takes at most `limit` prompts at once, and at most `later` after its first batch."""
+
     def method(model, batch, sites, objective):
         sizes.append(len(batch))
-        if len(batch) > limit:
+        if len(batch) > (later if done and later else limit):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        done.append(len(batch))
         return gradient(model, batch, sites, objective)
 
     sizes: list[int] = []
-    return method, sizes
+    done: list[int] = []
+    return method, sizes, done
 
 
-def test_batches_that_do_not_fit_are_halved_and_nothing_is_scored_twice():
-    method, sizes = out_of_memory_above(3)
+def test_batches_that_do_not_fit_are_halved_and_what_was_done_is_kept():
+    method, sizes, done = out_of_memory_above(5, later=2)
     close(scored(method=method), scored(batch_size=1))
-    assert sizes == [8, 4, 2, 2, 2, 2, 2, 3]  # ten prompts for safety, three for utility
+    assert sizes == [8, 4, 4, 2, 2, 2, 3, 1, 1, 1]  # ten prompts for safety, three for utility
+    assert sum(done) == 13
 
 
 def test_a_batch_size_of_the_user_is_kept_and_a_single_prompt_must_fit():
