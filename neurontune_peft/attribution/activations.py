@@ -55,15 +55,19 @@ class Reading:
         return self.tokens // (self.count // rows)
 
 
+Take = Callable[[Reading], Tensor | None]
+
+
 @contextmanager
-def read_neurons(model: nn.Module, sites: Mapping[str, Site], take: Callable[[Reading], None]) -> Iterator[None]:
+def read_neurons(model: nn.Module, sites: Mapping[str, Site], take: Take) -> Iterator[None]:
     """
     Show the activations of the sites' neurons to a function while the context is open.
 
     Args:
         model (`nn.Module`): A causal LM or a `PeftModel`.
         sites (`Mapping[str, Site]`): The sites to read.
-        take (`Callable`): Is shown each [`Reading`], during the forward pass.
+        take (`Callable`):
+            Is shown each [`Reading`], during the forward pass; a tensor that it returns takes the place of the output.
     """
     with ExitStack() as stack:
         for name, module in site_modules(model, sites).items():
@@ -74,16 +78,14 @@ def read_neurons(model: nn.Module, sites: Mapping[str, Site], take: Callable[[Re
         yield
 
 
-def _read_linear(
-    site: str, take: Callable[[Reading], None], module: nn.Module, args: tuple[Tensor, ...], output: Tensor
-) -> None:
+def _read_linear(site: str, take: Take, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
     values = args[0].detach().flatten(0, -2)  # (R * T, F)
-    take(Reading(site, 0, len(values), torch.arange(len(values), device=values.device), values, output))
+    return take(Reading(site, 0, len(values), torch.arange(len(values), device=values.device), values, output))
 
 
-def _read_experts(site: str, take: Callable[[Reading], None], call: ExpertsCall) -> Tensor:
-    def see(expert: int, tokens: Tensor, activations: Tensor, answer: Tensor) -> None:
-        take(Reading(site, expert * call.size, call.tokens, tokens, activations.detach(), answer))
+def _read_experts(site: str, take: Take, call: ExpertsCall) -> Tensor:
+    def see(expert: int, tokens: Tensor, activations: Tensor, answer: Tensor) -> Tensor | None:
+        return take(Reading(site, expert * call.size, call.tokens, tokens, activations.detach(), answer))
 
     return call.run(see=see)
 
@@ -186,7 +188,7 @@ def routing_counts(model: nn.Module, batch: Any, sites: Mapping[str, Site]) -> d
     return counts
 
 
-def read_once(model: nn.Module, batch: Any, sites: Mapping[str, Site], take: Callable[[Reading], None]) -> None:
+def read_once(model: nn.Module, batch: Any, sites: Mapping[str, Site], take: Take) -> None:
     """Run the model over a batch without gradients while the sites are read; its logits are not needed."""
     with torch.no_grad(), read_neurons(model, sites, take):
         options = call_options(model, batch, logits_to_keep=1)

@@ -20,8 +20,8 @@ from neurontune_peft.tuner.targets import base_of
 
 # (expert, tokens (n,), activations (n, I)) -> (n, I): what an expert's neurons shall be for its tokens.
 Edit = Callable[[int, Tensor, Tensor], Tensor]
-# (expert, tokens (n,), activations weighted by routing (n, I), what they add to the output (n, H)) -> None
-See = Callable[[int, Tensor, Tensor, Tensor], None]
+# (expert, tokens (n,), activations weighted by routing (n, I), what they add to the output (n, H)) -> another (n, H)
+See = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class ExpertsCall:
 
         Args:
             edit (`Callable`, *optional*): Changes the activations of each expert's neurons.
-            see (`Callable`, *optional*): Is shown them, as they are after the change and an adapter's scaling.
+            see (`Callable`, *optional*):
+                Is shown them, as they are after the change and an adapter's scaling, and may replace what they add.
         """
         answers, start, routing = [], 0, self.routing
         experts, counts = routing.expert.unique_consecutive(return_counts=True)
@@ -130,9 +131,10 @@ class ExpertsCall:
         if self.layout.biased:
             answer = answer + self._weight("down_proj_bias", expert)
         answer = answer if share is None else answer * share
-        if see is not None:
-            see(expert, token, activations if share is None else activations * share, answer)
-        return answer
+        if see is None:
+            return answer
+        replaced = see(expert, token, activations if share is None else activations * share, answer)
+        return answer if replaced is None else replaced
 
     def activations(self, expert: int, hidden: Tensor) -> Tensor:
         """Activations of one expert's neurons, `(n, H)` -> `(n, I)`."""
@@ -172,7 +174,8 @@ class ExpertsCall:
 @contextmanager
 def replaced_experts(module: nn.Module, run: Callable[[ExpertsCall], Tensor]) -> Iterator[None]:
     """
-    Let a function compute the output of a fused-experts module while the context is open.
+    Let a function compute the output of a fused-experts module while the context is open. Of two such contexts for the
+    same module, the inner one counts.
 
     Args:
         module (`nn.Module`): The experts, also inside an adapter's layer.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,21 +34,21 @@ def snip(model: nn.Module, batch: Any, sites: Mapping[str, Site], objective: Obj
     rows = batch.input_ids.shape[0]
     readings: list[Reading] = []
 
-    def take(reading: Reading) -> None:
-        if not reading.output.requires_grad:  # nothing before it does
-            reading.output.requires_grad_()
-        readings.append(reading)
+    def take(reading: Reading) -> Tensor:
+        nothing = torch.zeros_like(reading.output, requires_grad=True)
+        readings.append(replace(reading, output=nothing))
+        return reading.output + nothing  # the gradient of what is added is that of the output
 
     scores = filled(batch, sites, 0.0)
     with torch.enable_grad(), differentiable(model):
         with read_neurons(model, sites, take):
             total = objective(model, batch).sum()
         gradients = torch.autograd.grad(total, [reading.output for reading in readings], allow_unused=True)
-        for reading, gradient in zip(readings, gradients, strict=True):
-            if gradient is not None:
-                weight = outgoing_weights(modules[reading.site], reading.start, reading.values.shape[1])
-                part = _sensitivity(reading, gradient.flatten(0, -2), weight, rows)
-                scores[reading.site][:, reading.columns] += part.to(batch.input_ids.device)
+    for reading, gradient in zip(readings, gradients, strict=True):
+        if gradient is not None:
+            weight = outgoing_weights(modules[reading.site], reading.start, reading.values.shape[1])
+            part = _sensitivity(reading, gradient.flatten(0, -2), weight, rows)
+            scores[reading.site][:, reading.columns] += part.to(batch.input_ids.device)
     return scores
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from accelerate.utils import align_module_device
@@ -27,7 +28,9 @@ def outgoing_weights(module: nn.Module, start: int, count: int) -> Tensor:
     """
     base: Any = base_of(module)
     layout = experts_layout(base)
-    with align_module_device(base):  # brings weights that accelerate has offloaded
+    offloaded = any(parameter.is_meta for parameter in base.parameters(recurse=False))
+    # Not during the module's forward pass, for which accelerate has brought them: leaving would take them away.
+    with align_module_device(base) if offloaded else nullcontext():
         if layout is not None:
             weight = base.down_proj[start // count]
             return (weight.T if layout.transposed else weight).detach()
