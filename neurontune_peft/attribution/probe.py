@@ -13,6 +13,8 @@ from neurontune_peft.attribution.activations import token_maxima
 from neurontune_peft.neurons import Site
 from neurontune_peft.objectives import Objective
 
+ROUNDING = 1e-5  # relative spreads below it are rounding of float32 activations, which standardising would blow up
+
 
 def pooled(
     model: nn.Module, batch: Any, sites: Mapping[str, Site], objective: Objective | None = None
@@ -58,7 +60,7 @@ def probe_weights(positive: Tensor, negative: Tensor, *, l2: float = 1.0) -> Ten
         )
     features = torch.cat([positive, negative]).double()
     spread, mean = torch.std_mean(features, dim=0, correction=0)
-    constant = spread <= 1e-12 * mean.abs()
+    constant = spread <= ROUNDING * mean.abs()
     features = (features - mean) / spread.masked_fill(constant, 1.0) * ~constant  # (N + M, F)
     target = torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))]).to(features)
     share = torch.where(target > 0, 0.5 / len(positive), 0.5 / len(negative))
