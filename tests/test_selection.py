@@ -2,8 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -213,29 +211,10 @@ def test_block_numbers_are_those_of_layers_to_transform(site):
     assert not in_chosen_layers(NeuronTuneConfig(layers_to_transform=[number + 1]), site)
 
 
-@dataclass(frozen=True)
-class FamilyScores(Scores):
-    """Scores with those of each attack family."""
-
-    by_family: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
-
-    def agreement(self, count):
-        total = {site: torch.zeros(width, dtype=torch.long) for site, width in self.widths.items()}
-        for sites in self.by_family.values():
-            joined = torch.cat([sites[site] for site in total])
-            top = torch.zeros_like(joined, dtype=torch.long)
-            top[joined.topk(count).indices] = 1
-            for site, part in zip(total, top.split(list(self.widths.values())), strict=True):
-                total[site] += part
-        return total
-
-
-def by_family(**families: list[float]) -> FamilyScores:
+def by_family(**families: list[float]) -> Scores:
     parts = {family: {"a": torch.tensor(values)} for family, values in families.items()}
     mean = sum((part["a"] for part in parts.values()), torch.zeros(4)) / max(1, len(parts))
-    return FamilyScores(
-        values={"safety": {"a": mean}, "utility": {"a": torch.tensor([1.0, 2, 3, 4])}}, by_family=parts
-    )
+    return Scores(values={"safety": {"a": mean}, "utility": {"a": torch.tensor([1.0, 2, 3, 4])}}, by_family=parts)
 
 
 FAMILIES = by_family(prefix=[9.0, 5.0, 4.0, 1.0], persona=[0.0, 5.0, 1.0, 4.0], role=[1.0, 5.0, 3.0, 2.0])

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
+from neurontune_peft.cli.attribute import Attribute
 from neurontune_peft.cli.evaluate import Evaluate
 from neurontune_peft.cli.inspect import Inspect
+from neurontune_peft.cli.select import Select
 from neurontune_peft.cli.sites import Sites
 from neurontune_peft.cli.tune import Tune
 
 Command = (
     Annotated[Tune, tyro.conf.subcommand("tune")]
+    | Annotated[Attribute, tyro.conf.subcommand("attribute")]
+    | Annotated[Select, tyro.conf.subcommand("select")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Sites, tyro.conf.subcommand("sites")]
@@ -31,7 +35,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         `int`: Exit code, 0 when all went well and 2 when the call or its files were wrong.
     """
-    command: Tune | Evaluate | Inspect | Sites = tyro.cli(
+    command: Any = tyro.cli(
         Command,
         args=args,
         prog="neurontune",

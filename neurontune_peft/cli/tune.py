@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from neurontune_peft.attribution import attribute
+from neurontune_peft.attribution.engine import Method
+from neurontune_peft.attribution.plan import MethodOptions, make_plan
 from neurontune_peft.checks import write_atomically
+from neurontune_peft.cli.attribute import resolved
 from neurontune_peft.cli.common import ModelOptions, check_output, parse_counts, versions, with_answers, written_whole
 from neurontune_peft.evaluation import Report, evaluate
 from neurontune_peft.neurons import Neurons, Scores
@@ -40,9 +43,9 @@ class Tune(ModelOptions):
     Args:
         output: New directory for the adapter, report.json, report.md and log.json.
         prompts: Directory of a prompt set; the shipped one by default.
-        method: How neurons are scored.
+        method: How neurons are scored, as in `neurontune attribute`.
         counts: Neurons per role, as a number or as a share of all neurons.
-        overlap: Who keeps a neuron that both roles want.
+        overlap: Who keeps a neuron that both roles want, as in `neurontune select`.
         training: How the scales are learnt.
         max_new_tokens: Most tokens of an answer when measuring.
         batch_size: Requests answered at once when measuring.
@@ -50,9 +53,9 @@ class Tune(ModelOptions):
 
     output: Path = field(kw_only=True)
     prompts: str | None = None
-    method: Literal["gate_path", "gradient", "random"] = "gate_path"
+    method: str = "gate_path"
     counts: tuple[str, ...] = ("safety=0.1", "utility=0.1")
-    overlap: Literal["drop", "safety", "utility"] = "drop"
+    overlap: str = "drop"
     training: MetaConfig = field(default_factory=MetaConfig)
     max_new_tokens: int = 32
     batch_size: int = 64
@@ -61,6 +64,7 @@ class Tune(ModelOptions):
         """Run every step; nothing stands in the output directory unless all went well."""
         check_output(self.output)
         counts = parse_counts(self.counts)
+        make_plan(self._method, MethodOptions())  # an unknown name is refused before the first long step
         given = PromptSet.load(self.prompts)
         check_tunable(given)
         model, tokenizer = self.load()
@@ -85,6 +89,10 @@ class Tune(ModelOptions):
         size = (self.output / "adapter_model.safetensors").stat().st_size
         print(f"Adapter: {self.output} ({neurons.total} neurons, {size:,} bytes)")
 
+    @property
+    def _method(self) -> str | Method:
+        return resolved(self.method) if ":" in self.method else self.method
+
     def _make_adapter(
         self,
         model: PreTrainedModel,
@@ -98,7 +106,7 @@ class Tune(ModelOptions):
                 model,
                 tokenizer,
                 prompts,
-                method=self.method,
+                method=self._method,
                 roles=tuple(counts),
                 seed=self.training.seed,
                 chat_template=self.chat_template,

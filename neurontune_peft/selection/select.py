@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -212,7 +211,7 @@ def _check_limits(
         raise ValueError(f"got spread={spread}; expected a share above 0, up to 1.0; use for example 0.2")
     if min_agreement is None:
         return
-    families: Mapping[str, Any] = _families(scores)
+    families = scores.by_family
     if not families or SAFETY not in roles:
         raise ValueError(
             f"got min_agreement={min_agreement} with roles {list(roles)} and scores per attack family of "
@@ -226,11 +225,7 @@ def _check_limits(
         )
 
 
-def _families(scores: Any) -> Mapping[str, Any]:
-    return scores.by_family
-
-
-def _agreed(scores: Any, count: int, least: int) -> Tensor:
+def _agreed(scores: Scores, count: int, least: int) -> Tensor:
     """Whether each neuron is among the best `count` of at least `least` families, `(N,)`, bool."""
     return flatten(scores.agreement(count), scores.widths) >= least
 
