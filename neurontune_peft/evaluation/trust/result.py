@@ -101,7 +101,7 @@ class Trust:
         found = ", ".join(_found(row) for row in self.deciding) or "no scale in the trained direction was measured"
         rest = [row for row in self.causality if row not in self.deciding and row.scale != 1]
         aside = f"; for comparison, {', '.join(_found(row) for row in rest)}" if rest else ""
-        where = f" of the held-out families {', '.join(self.families)}" if self.families else ""
+        where = f" inside held-out attacks ({', '.join(self.families)})" if self.families else ""
         return (
             f"The {self.count} neurons of role '{self.role}' {verdict} than random ones of the same layers on "
             f"{self.n_prompts} prompts{where}: the {self.objective} changes by {found}{aside}."
