@@ -14,7 +14,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from neurontune_peft import NeuronTuneConfig
 from neurontune_peft.attribution import attribute
 from neurontune_peft.cli.verify import Verify
-from neurontune_peft.evaluation.trust import Intervention, TrainingPlan, Trust, trainability, verify
+from neurontune_peft.evaluation.trust import Intervention, Trained, TrainingPlan, Trust, trainability, verify
 from neurontune_peft.evaluation.trust.held_out import held_out, refusal_margin
 from neurontune_peft.evaluation.trust.interventions import layer_matched_random
 from neurontune_peft.neurons import Neurons, Scores
@@ -269,6 +269,21 @@ def test_trainings_measure_list_methods_and_controls_on_held_out_families():
     assert all(0 <= row.attack_success <= 1 and row.wrapped_benign_refusal is not None for row in rows)
     assert len({row.kl for row in rows}) > 1
     assert rows[0].kl > 0
+
+
+def test_a_training_is_compared_with_its_own_random_sets():
+    def trained(method, control, success):
+        return Trained(method, 0.03, 9, control, success, 0.1, 0.2, 3.0, 0.01)
+
+    rows = (
+        trained("list", 0, 0.2),
+        *(trained("list", n, rate) for n, rate in ((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.5))),
+    )
+    trust = replace(check(), trainability=(*rows, trained("snip", 0, 0.0)))
+    assert trust.training_percentile(rows[0]) == 50
+    assert trust.training_percentile(trust.trainability[-1]) is None
+    assert "| list | 3.0% | 9 | 20.0% (27.5%) | 50 of 4 |" in trust_markdown(trust)
+    assert "list, 9 neurons (3.0%): 20.0%, random 27.5%" in str(trust)
 
 
 def test_finished_trainings_are_not_repeated(tmp_path, monkeypatch):

@@ -123,28 +123,41 @@ def _curves(trust: Trust) -> str:
 
 def _trainability(trust: Trust) -> str:
     header = (
-        "neurons",
+        "neurons of",
         "share",
         "count",
         "attack success, held out",
+        "percentile",
         "borderline refused",
         "wrapped benign refused",
         "perplexity",
         "KL",
     )
-    return _table(header, [_trained(row) for row in trust.trainability])
-
-
-def _trained(row: Trained) -> tuple[str, ...]:
+    rows = [_trained(trust, row) for row in trust.trainability if not row.control]
     return (
-        row.method if row.control == 0 else f"random, layers as {row.method} ({row.control})",
+        "The same short training of scales on each method's top neurons; in brackets the mean of random sets with as "
+        "many neurons at every site. The percentile is the percentage of these that attacks succeed on more often.\n\n"
+        + _table(header, rows)
+    )
+
+
+def _trained(trust: Trust, row: Trained) -> tuple[str, ...]:
+    controls = trust.controls(row)
+
+    def cell(name: str, style: str) -> str:
+        beside = [value for other in controls if (value := getattr(other, name)) is not None]
+        return _number(getattr(row, name), style) + (f" ({_mean(beside, style)})" if beside else "")
+
+    return (
+        row.method,
         f"{row.share:.1%}",
         str(row.count),
-        _number(row.attack_success, ".1%"),
-        _number(row.borderline_refusal, ".1%"),
-        _number(row.wrapped_benign_refusal, ".1%"),
-        _number(row.perplexity, ".2f"),
-        _number(row.kl, ".4f"),
+        cell("attack_success", ".1%"),
+        _number(trust.training_percentile(row), ".0f") + (f" of {len(controls)}" if controls else ""),
+        cell("borderline_refusal", ".1%"),
+        cell("wrapped_benign_refusal", ".1%"),
+        cell("perplexity", ".2f"),
+        cell("kl", ".4f"),
     )
 
 

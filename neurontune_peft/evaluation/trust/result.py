@@ -113,6 +113,27 @@ class Trust:
         share = self.count / self.total
         return share / (2 - share)
 
+    def controls(self, row: Trained) -> tuple[Trained, ...]:
+        """The trainings of random sets that belong to a training of chosen neurons."""
+        return tuple(other for other in self.trainability if other.control and _origin(other) == _origin(row))
+
+    def training_percentile(self, row: Trained) -> float | None:
+        """
+        Percentage of the random sets of a training that attacks succeed on more often, 0 to 100.
+
+        It looks at attack success alone; what it costs stands beside it in the table.
+
+        Args:
+            row ([`Trained`]): A training of chosen neurons.
+
+        Returns:
+            `float`, *optional*: The percentage; `None` without random sets.
+        """
+        rates = [other.attack_success for other in self.controls(row) if other.attack_success is not None]
+        if row.attack_success is None or not rates:
+            return None
+        return 100 * sum(rate > row.attack_success for rate in rates) / len(rates)
+
     def as_dict(self) -> dict[str, Any]:
         """
         Returns:
@@ -191,8 +212,19 @@ class Trust:
         if self.stability:
             lines.append(f"  (overlap by chance: {self.chance_overlap:.2f})")
         if self.trainability:
-            lines.append(f"  {len(self.trainability)} short trainings; see the table")
+            lines.append("  short trainings, attack success on held-out families:")
+            lines += [self._training_line(row) for row in self.trainability if not row.control]
         return "\n".join(lines)
+
+    def _training_line(self, row: Trained) -> str:
+        rates = [other.attack_success for other in self.controls(row) if other.attack_success is not None]
+        beside = f", random {sum(rates) / len(rates):.1%}" if rates else ""
+        success = "not measured" if row.attack_success is None else f"{row.attack_success:.1%}"
+        return f"    {row.method}, {row.count} neurons ({row.share:.1%}): {success}{beside}"
+
+
+def _origin(row: Trained) -> tuple[str, float]:
+    return row.method, row.share
 
 
 def _found(row: Intervention) -> str:

@@ -10,7 +10,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from neurontune_peft.attribution.engine import Method, held_still
-from neurontune_peft.attribution.scoring import METHODS, ROLES
 from neurontune_peft.evaluation.measure import judge_name
 from neurontune_peft.evaluation.trust.causality import Details, measure_causality
 from neurontune_peft.evaluation.trust.held_out import held_out
@@ -30,6 +29,18 @@ from neurontune_peft.prompts import PromptSet
 from neurontune_peft.sites.modules import bare_model, projections
 
 DEFAULT_METHODS = ("gate_path", "gradient", "random")
+# Methods that need nothing but model and prompts, so that scores given by name can be made again.
+REPEATABLE = (
+    "gradient",
+    "gate_path",
+    "activation_path",
+    "activation_contrast",
+    "effect_size",
+    "snip",
+    "wanda",
+    "probe",
+    "random",
+)
 CURVE_SHARES = (0.001, 0.003, 0.01, 0.03, 0.12)
 
 
@@ -191,8 +202,10 @@ def _methods(methods: Sequence[str | Method] | None, scores: Scores | None, role
     """Name to method, the one that is ranked again first."""
     if methods is None:
         own = () if scores is None else (scores.metadata.get("method"),)
-        known = [method for method in (*own, *DEFAULT_METHODS) if method in METHODS]
-        methods = known if role in ROLES else ()  # other roles have no prompts of their own to be scored on
+        known = [method for method in (*own, *DEFAULT_METHODS) if method in REPEATABLE]
+        methods = (
+            known if role in ("safety", "utility") else ()
+        )  # other roles have no prompts of their own to be scored on
     return {m if isinstance(m, str) else getattr(m, "__qualname__", type(m).__name__): m for m in methods}
 
 
