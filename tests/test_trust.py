@@ -64,8 +64,13 @@ def row(scale, change, random):
     return Intervention(scale, change, change, change, tuple(random))
 
 
-def test_planted_neurons_are_better_than_random_at_every_scale():
-    trust = check()
+@pytest.fixture(scope="module")
+def planted():
+    return check()
+
+
+def test_planted_neurons_are_better_than_random_at_every_scale(planted):
+    trust = planted
     assert trust.better_than_random
     assert [row.scale for row in trust.causality] == [0.0, 1.5, 2.0]
     assert all(row.beats_random and row.percentile == 100 for row in trust.causality)
@@ -215,8 +220,8 @@ def test_a_list_beats_random_only_where_at_most_one_in_twenty_reaches_it(found, 
     assert found.beats_random is beats
 
 
-def test_every_amplifying_scale_has_to_beat_random():
-    trust = check()
+def test_every_amplifying_scale_has_to_beat_random(planted):
+    trust = planted
     first, second, third = trust.causality
     lost = replace(second, random=(9.0,) * 20)
     assert not replace(trust, causality=(first, lost, third)).better_than_random
@@ -271,7 +276,7 @@ def test_trainings_measure_list_methods_and_controls_on_held_out_families():
     assert rows[0].kl > 0
 
 
-def test_a_training_is_compared_with_its_own_random_sets():
+def test_a_training_is_compared_with_its_own_random_sets(planted):
     def trained(method, control, success):
         return Trained(method, 0.03, 9, control, success, 0.1, 0.2, 3.0, 0.01)
 
@@ -279,7 +284,7 @@ def test_a_training_is_compared_with_its_own_random_sets():
         trained("list", 0, 0.2),
         *(trained("list", n, rate) for n, rate in ((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.5))),
     )
-    trust = replace(check(), trainability=(*rows, trained("snip", 0, 0.0)))
+    trust = replace(planted, trainability=(*rows, trained("snip", 0, 0.0)))
     assert trust.training_percentile(rows[0]) == 50
     assert trust.training_percentile(trust.trainability[-1]) is None
     assert "| list | 3.0% | 9 | 20.0% (27.5%) | 50 of 4 |" in trust_markdown(trust)
@@ -359,7 +364,7 @@ def test_prompt_sets_without_held_out_attacks_and_models_with_adapters_are_refus
         TrainingPlan(shares=(2,))
 
 
-def test_pictures_show_every_layer_method_and_scale(tmp_path):
+def test_pictures_show_every_layer_method_and_scale(tmp_path, planted):
     scores = attribute(planted_model(), TOKENIZER, PROMPTS, method="gradient")
     trust = check(methods=("gradient", "random"))
     by_layer = plot_scores(scores, neurons=PLANTED_LIST)
@@ -373,7 +378,7 @@ def test_pictures_show_every_layer_method_and_scale(tmp_path):
     with pytest.raises(ValueError, match="got role 'style'"):
         plot_scores(scores, role="style")
     with pytest.raises(ValueError, match="got a report without curves"):
-        plot_curves(check())
+        plot_curves(planted)
 
 
 @pytest.fixture
@@ -389,7 +394,7 @@ def files(tmp_path, monkeypatch):
 
 
 def command(files, neurons, **options):
-    options = {"max_new_tokens": 2, "methods": ("gradient",), **options}
+    options = {"max_new_tokens": 2, "methods": ("random",), **options}
     return Verify(
         model=str(files / "model"),
         neurons=files / neurons,
