@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,20 +68,7 @@ def held_out(
     Raises:
         ValueError: When there are none, or no family is held out.
     """
-    device = next(model.parameters()).device
-    context = context_length(model)
-
-    def encoded(texts: Sequence[str], responses: Sequence[str] | None = None, *, room: int = 0) -> tuple[Batch, ...]:
-        order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
-        limit = None if context is None else max(2, context - room)
-        batches = []
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            answers = None if responses is None else [responses[i] for i in part]
-            batch = encode(tokenizer, [texts[i] for i in part], answers, chat_template=chat_template, max_length=limit)
-            batches.append(batch.to(device))
-        return tuple(batches)
-
+    encoded = partial(_encoded, tokenizer, model, batch_size=batch_size, chat_template=chat_template)
     benign = _drawn(prompts.select(kind="benign", split="test"), n_prompts, f"{seed}-benign")
     pairs = tuple((prompt.prompt, prompt.response) for prompt in benign if prompt.response)
     if role == "utility":
@@ -106,6 +94,29 @@ def held_out(
         encoded(wrapped, room=room),
         pairs,
     )
+
+
+def _encoded(
+    tokenizer: Any,
+    model: nn.Module,
+    texts: Sequence[str],
+    responses: Sequence[str] | None = None,
+    *,
+    batch_size: int,
+    chat_template: str | None,
+    room: int = 0,
+) -> tuple[Batch, ...]:
+    """Batches of texts of similar length, on the model's device, with room for as many tokens behind each."""
+    order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
+    context = context_length(model)
+    limit = None if context is None else max(2, context - room)
+    batches = []
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        answers = None if responses is None else [responses[i] for i in part]
+        batch = encode(tokenizer, [texts[i] for i in part], answers, chat_template=chat_template, max_length=limit)
+        batches.append(batch.to(next(model.parameters()).device))
+    return tuple(batches)
 
 
 def refusal_margin(tokenizer: Any, prompts: PromptSet, n_phrases: int | None) -> RefusalMargin:
