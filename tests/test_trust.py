@@ -26,7 +26,7 @@ TOKENIZER, PROMPTS = tiny_tokenizer(), tiny_prompt_set()
 SITES = tuple(f"model.layers.{layer}.mlp.down_proj" for layer in (0, 1))
 WIDTHS = dict.fromkeys(SITES, 48)
 PLANTED = (5, 17, 23, 31, 40)
-QUICK = {"methods": (), "steps": 0, "n_detailed": 0, "max_new_tokens": 2}
+QUICK = {"methods": (), "steps": 0, "n_detailed": 0, "max_new_tokens": 2, "n_splits": 2}
 PLAN = TrainingPlan(shares=(0.05,), steps=2, max_new_tokens=2)
 
 

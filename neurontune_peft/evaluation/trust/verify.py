@@ -57,7 +57,7 @@ def verify(
     n_detailed: int = 3,
     n_prompts: int | None = 32,
     n_phrases: int | None = 4,
-    n_splits: int = 2,
+    n_splits: int = 1,
     methods: Sequence[str | Method] | None = None,
     trainability: bool | TrainingPlan = False,
     steps: int = 32,
@@ -87,7 +87,7 @@ def verify(
         n_detailed (`int`, *optional*, defaults to `3`): Random sets that also generate answers and measure perplexity.
         n_prompts (`int`, *optional*, defaults to `32`): Prompts of each kind, drawn by seed; `None` takes all.
         n_phrases (`int`, *optional*, defaults to `4`): Openings of each kind in the refusal margin; `None` takes all.
-        n_splits (`int`, *optional*, defaults to `2`): Halvings of the prompts, and further seeds, for stability.
+        n_splits (`int`, *optional*, defaults to `1`): Halvings of the prompts, and further seeds, for stability.
         methods (`Sequence[str | Callable]`, *optional*): Methods to compare, the first one for halves and seeds;
             `("gate_path", "gradient", "random")` when left out, the method of `scores` before them. `()` leaves out
             stability, curves and the methods' trainings.
