@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from neurontune_peft.attribution import attribute as attribute
     from neurontune_peft.evaluation import Report as Report
     from neurontune_peft.evaluation import evaluate as evaluate
+    from neurontune_peft.evaluation.trust import Trust as Trust
+    from neurontune_peft.evaluation.trust import verify as verify
     from neurontune_peft.judges import format_judge as format_judge
     from neurontune_peft.neurons import Neurons as Neurons
     from neurontune_peft.neurons import Scores as Scores
@@ -44,6 +46,7 @@ _LAZY = {
     "Report": "evaluation",
     "Scores": "neurons",
     "Site": "neurons",
+    "Trust": "evaluation.trust",
     "attribute": "attribution",
     "compare_markdown": "report",
     "evaluate": "evaluation",
@@ -52,6 +55,7 @@ _LAZY = {
     "meta_train": "training",
     "select": "selection",
     "sites_from_config": "sites",
+    "verify": "evaluation.trust",
 }
 
 __all__ = ["NeuronTuneConfig", "NeuronTuneModel", *_LAZY]

@@ -16,7 +16,6 @@ from neurontune_peft.attribution import attribute
 from neurontune_peft.cli.verify import Verify
 from neurontune_peft.evaluation.trust import Intervention, Trained, TrainingPlan, Trust, trainability, verify
 from neurontune_peft.evaluation.trust.held_out import held_out, refusal_margin
-from neurontune_peft.evaluation.trust.interventions import layer_matched_random
 from neurontune_peft.neurons import Neurons, Scores
 from neurontune_peft.prompts import encode
 from neurontune_peft.report.plots import plot_curves, plot_interventions, plot_scores
@@ -106,7 +105,7 @@ def test_an_intervention_equals_scaling_the_columns_of_the_weight():
     for number in (None, 0, 19):
         chosen = RANDOM_LIST
         if number is not None:
-            chosen = layer_matched_random(RANDOM_LIST, seed=trainability.random_seed(0, number))
+            chosen = RANDOM_LIST.layer_matched_random(trainability.random_seed(0, number))
         changed = copy.deepcopy(model)
         changed.model.layers[1].mlp.down_proj.weight.data[:, chosen.indices["safety"][SITES[1]]] *= scale
         with torch.no_grad():
@@ -305,12 +304,12 @@ def test_finished_trainings_are_not_repeated(tmp_path, monkeypatch):
 
 def test_random_neurons_match_the_list_at_every_site_without_sharing_any():
     neurons = listed([(SITES[0], 3), *((SITES[1], index) for index in range(20))])
-    first, again, other = (layer_matched_random(neurons, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (neurons.layer_matched_random(seed) for seed in (0, 0, 1))
     assert first.counts == neurons.counts
     assert not set(first.ranked("safety")) & set(neurons.ranked("safety"))
     assert first.ranked("safety") == again.ranked("safety") != other.ranked("safety")
     most = listed([(SITES[1], index) for index in range(40)])
-    drawn = set(layer_matched_random(most, seed=0).ranked("safety"))
+    drawn = set(most.layer_matched_random(0).ranked("safety"))
     assert {(SITES[1], index) for index in range(40, 48)} <= drawn
     assert len(drawn) == 40
 

@@ -14,11 +14,13 @@ from neurontune_peft.cli.inspect import Inspect
 from neurontune_peft.cli.select import Select
 from neurontune_peft.cli.sites import Sites
 from neurontune_peft.cli.tune import Tune
+from neurontune_peft.cli.verify import Verify
 
 Command = (
     Annotated[Tune, tyro.conf.subcommand("tune")]
     | Annotated[Attribute, tyro.conf.subcommand("attribute")]
     | Annotated[Select, tyro.conf.subcommand("select")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Sites, tyro.conf.subcommand("sites")]

@@ -215,10 +215,9 @@ class Neurons:
 
         Args:
             seed (`int`): Start of the random sequence.
-            exclude (`bool`, *optional*, defaults to `True`): Draw none of these neurons, of whatever role.
-
-        Raises:
-            ValueError: When a site has too few other neurons.
+            exclude (`bool`, *optional*, defaults to `True`):
+                Draw none of these neurons, of whatever role. Where a site has too few others, some of these fill up,
+                which can only make the control stronger.
         """
         generator = torch.Generator().manual_seed(seed)
         indices: dict[str, dict[str, Tensor]] = {role: {} for role in self.indices}
@@ -228,12 +227,8 @@ class Neurons:
             drawn = torch.randperm(self.widths[site], generator=generator)  # (F,)
             if exclude:
                 own = torch.cat([self.indices[role][site] for role in roles])
-                drawn = drawn[torch.isin(drawn, own.to(drawn.device), invert=True)]
-            if drawn.numel() < sum(sizes):
-                raise ValueError(
-                    f"got {sum(sizes)} of the {self.widths[site]} neurons of '{site}'; expected at most half of them, "
-                    "so that as many others can be drawn; select fewer, or pass exclude=False"
-                )
+                held = torch.isin(drawn, own.to(drawn.device))
+                drawn = torch.cat([drawn[~held], drawn[held]])
             for role, part in zip(roles, drawn[: sum(sizes)].split(sizes), strict=True):
                 indices[role][site] = part
         ranks = {role: {site: self.ranks[role][site] for site in sites} for role, sites in indices.items()}

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from neurontune_peft.evaluation.measure import likelihood
 from neurontune_peft.evaluation.result import Rate
 from neurontune_peft.evaluation.trust.held_out import HeldOut
-from neurontune_peft.evaluation.trust.interventions import attached, exchange, layer_matched_random, set_scale
+from neurontune_peft.evaluation.trust.interventions import attached, exchange, set_scale
 from neurontune_peft.evaluation.trust.rows import Intervention
 from neurontune_peft.judges import Judge
 from neurontune_peft.neurons import Neurons
@@ -102,7 +102,7 @@ def measure_causality(
                 rows.append(_row(tuned, tests, scale, change, wrapped, details, seed))
                 bar.update()
             for number in range(n_random):
-                exchange(tuned, layer_matched_random(neurons, seed=random_seed(seed, number)))
+                exchange(tuned, neurons.layer_matched_random(random_seed(seed, number)))
                 for place, _ in enumerate(_each(tuned, scales)):
                     shift = float((tests.values(tuned) - before).mean())
                     rows[place] = _with_random(rows[place], shift)

@@ -62,31 +62,3 @@ def exchange(tuned: Any, neurons: Neurons) -> None:
 def only(neurons: Neurons, role: str) -> Neurons:
     """The neurons of one role, with their ranks."""
     return Neurons.from_ranked({role: neurons.ranked(role)}, widths=neurons.widths)
-
-
-def layer_matched_random(neurons: Neurons, *, seed: int) -> Neurons:
-    """
-    Random neurons, as many at every site as given, none of those given.
-
-    Where a site has fewer others than are needed, some of those given fill up, which can only make the control
-    stronger.
-
-    Args:
-        neurons ([`Neurons`]): The neurons to match, of one role.
-        seed (`int`): Start of the random sequence.
-
-    Returns:
-        `Neurons`: The random neurons in the same role; ranks are random too.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    ranked: dict[str, list[tuple[str, int]]] = {}
-    for role, sites in neurons.indices.items():
-        pairs = []
-        for site, own in sites.items():
-            order = torch.randperm(neurons.widths[site], generator=generator)
-            given = torch.isin(order, own)
-            drawn = torch.cat([order[~given], order[given]])[: own.numel()]
-            pairs += [(site, int(index)) for index in drawn]
-        shuffled = torch.randperm(len(pairs), generator=generator).tolist()
-        ranked[role] = [pairs[place] for place in shuffled]
-    return Neurons.from_ranked(ranked, widths=neurons.widths)

@@ -17,7 +17,7 @@ from neurontune_peft.checks import check_format_version, write_atomically
 from neurontune_peft.evaluation.measure import evaluate, judge_name
 from neurontune_peft.evaluation.result import Rate, Report, mean_rate
 from neurontune_peft.evaluation.trust.causality import random_seed
-from neurontune_peft.evaluation.trust.interventions import attached, layer_matched_random
+from neurontune_peft.evaluation.trust.interventions import attached
 from neurontune_peft.evaluation.trust.rankings import top
 from neurontune_peft.evaluation.trust.rows import Trained
 from neurontune_peft.judges import Judge
@@ -147,7 +147,7 @@ def _candidates(
             continue
         yield _Candidate(name, share, 0, picked)
         for number in range(1, plan.n_random + 1):
-            yield _Candidate(name, share, number, layer_matched_random(picked, seed=random_seed(seed, number)))
+            yield _Candidate(name, share, number, picked.layer_matched_random(random_seed(seed, number)))
 
 
 def _held_out_only(prompts: PromptSet, n_prompts: int | None) -> PromptSet:
