@@ -228,9 +228,10 @@ def test_every_amplifying_scale_has_to_beat_random(planted):
 
 
 def test_scores_of_a_path_add_up_within_two_percent_at_32_steps():
-    (path, further) = check(tiny_llama(), steps=32).completeness
+    path, further, across = check(tiny_llama(), steps=32).completeness
     assert (path.method, further.method) == ("gate_path 0 to 1", "gate_path 1 to 2")
-    assert max(path.gap, further.gap) < 0.02
+    assert across.method == "activation_path, plain to attacked"
+    assert max(path.gap, further.gap, across.gap) < 0.02
     assert path.total == pytest.approx(path.change, rel=0.05)
     assert check(tiny_llama(), steps=1).completeness[0].gap > 0.02
 

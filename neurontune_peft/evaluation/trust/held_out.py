@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neurontune_peft.attribution import pair
 from neurontune_peft.objectives import Objective, RefusalMargin, target_log_prob
 from neurontune_peft.prompts import Batch, Prompt, PromptSet, encode
 from neurontune_peft.prompts.answers import context_length
@@ -24,7 +25,7 @@ class HeldOut:
     Args:
         name (`str`): What is measured, for people.
         objective (`Callable`): `(model, batch) -> (B,)`.
-        batches (`tuple[Batch, ...]`): The prompts, shorter ones first.
+        batches (`tuple[Batch, ...]`): The prompts, shorter ones first; of attacked ones with their plain forms.
         count (`int`): Number of prompts.
         families (`tuple[str, ...]`): Held-out attack families; empty for utility.
         attacked (`tuple[str, ...]`): Attacked harmful requests, whose answers are generated; empty for utility.
@@ -81,13 +82,13 @@ def held_out(
         return HeldOut("log-probability of answers", target_log_prob, batches, len(pairs), (), (), (), pairs)
     margin = refusal_margin(tokenizer, prompts, n_phrases)
     room = max(len(ids) for ids in (*margin.refusal_ids, *margin.compliance_ids))
-    families, attacked = _attacked(prompts, n_prompts, seed)
+    families, attacked, plain = _attacked(prompts, n_prompts, seed)
     templates = prompts.templates(split="test", families=families)
     wrapped = prompts.wrapped(benign, split="test", families=families) if templates else []
     return HeldOut(
         "refusal margin",
         margin,
-        encoded(attacked, room=room),
+        encoded(attacked, plain=plain, room=room),
         len(attacked),
         families,
         tuple(attacked),
@@ -104,6 +105,7 @@ def _encoded(
     *,
     batch_size: int,
     chat_template: str | None,
+    plain: Sequence[str] = (),
     room: int = 0,
 ) -> tuple[Batch, ...]:
     """Batches of texts of similar length, on the model's device, with room for as many tokens behind each."""
@@ -115,6 +117,9 @@ def _encoded(
         part = order[start : start + batch_size]
         answers = None if responses is None else [responses[i] for i in part]
         batch = encode(tokenizer, [texts[i] for i in part], answers, chat_template=chat_template, max_length=limit)
+        if plain:
+            own = [plain[i] for i in part]
+            batch = pair(batch, encode(tokenizer, own, chat_template=chat_template, max_length=limit))
         batches.append(batch.to(next(model.parameters()).device))
     return tuple(batches)
 
@@ -130,22 +135,24 @@ def refusal_margin(tokenizer: Any, prompts: PromptSet, n_phrases: int | None) ->
     return RefusalMargin.from_texts(tokenizer, refusal=spread(phrases.refusal), compliance=spread(phrases.compliance))
 
 
-def _attacked(prompts: PromptSet, n_prompts: int | None, seed: int) -> tuple[tuple[str, ...], list[str]]:
+def _attacked(prompts: PromptSet, n_prompts: int | None, seed: int) -> tuple[tuple[str, ...], list[str], list[str]]:
     """Harmful test prompts, each attacked once, the held-out families in turns."""
     harmful = prompts.select(kind="harmful", split="test")
     families = tuple(family for family in prompts.held_out_families if family in prompts.families(split="test"))
     drawn = _drawn(harmful, n_prompts, f"{seed}-harmful")
     texts: list[str] = []
+    plain: list[str] = []
     for turn, family in enumerate(families):
         part = prompts.attackable(drawn[turn :: len(families)], family=family, split="test")
         texts += prompts.attacked(part, family=family, split="test")
+        plain += [prompt.prompt for prompt in part]
     if not texts:
         raise ValueError(
             f"got {len(harmful)} harmful test prompts and the held-out families {list(families)}; expected at least "
             'one of each, so that a list is tested on what it was not made from; add prompts with "split": "test" and '
             "a family that has test attacks only"
         )
-    return families, texts
+    return families, texts, plain
 
 
 def _drawn(prompts: Sequence[Prompt], count: int | None, seed: str) -> list[Prompt]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from neurontune_peft.attribution import attribute, gate_path
+from neurontune_peft.attribution import PairedBatch, activation_path, attribute, gate_path, objective_on_path
 from neurontune_peft.attribution.engine import Method, gated, site_modules
 from neurontune_peft.evaluation.trust.held_out import HeldOut
 from neurontune_peft.evaluation.trust.interventions import attached, set_scale
@@ -92,6 +92,33 @@ def measure_completeness(
             changes.append(last - first)
         rows.append(_completeness(f"gate_path {start:g} to {end:g}", steps, torch.cat(totals), torch.cat(changes)))
     return tuple(rows)
+
+
+def measure_activation_path(
+    model: nn.Module, sites: Mapping[str, Site], tests: HeldOut, *, steps: int
+) -> tuple[Completeness, ...]:
+    """
+    The same for `activation_path`, from the activations of plain prompts to those of attacked ones.
+
+    Args:
+        model (`nn.Module`): A causal LM, held still.
+        sites (`Mapping[str, Site]`): All sites.
+        tests ([`HeldOut`]): What to measure on; nothing is measured where prompts have no plain form.
+        steps (`int`): Steps along the path.
+    """
+    totals, changes = [], []
+    for batch in logging.tqdm(tests.batches, desc="completeness plain to attacked", unit="batch"):
+        if isinstance(batch, PairedBatch):
+            scores = activation_path(model, batch, sites, tests.objective, steps=steps)
+            totals.append(torch.stack([score.double().sum(dim=1).cpu() for score in scores.values()]).sum(dim=0))
+            first, last = (
+                objective_on_path(model, batch, sites, tests.objective, position=end).double().cpu()
+                for end in (0.0, 1.0)
+            )
+            changes.append(last - first)
+    if not totals:
+        return ()
+    return (_completeness("activation_path, plain to attacked", steps, torch.cat(totals), torch.cat(changes)),)
 
 
 def _at_gate(model: nn.Module, batch: Batch, sites: Mapping[str, Site], tests: HeldOut, value: float) -> Tensor:

@@ -16,6 +16,7 @@ from neurontune_peft.evaluation.trust.held_out import held_out
 from neurontune_peft.evaluation.trust.interventions import only
 from neurontune_peft.evaluation.trust.rankings import (
     Ranking,
+    measure_activation_path,
     measure_completeness,
     measure_curves,
     measure_stability,
@@ -132,7 +133,10 @@ def verify(
         parts: dict[str, Any] = {"causality": rows, "base_refusal": base_refusal}
         if steps:
             ends = [(0.0, 1.0), *((1.0, float(scale)) for scale in (max(scales),) if scale > 1)]
-            parts["completeness"] = measure_completeness(model, sites, tests, ends=ends, steps=steps)
+            parts["completeness"] = (
+                *measure_completeness(model, sites, tests, ends=ends, steps=steps),
+                *measure_activation_path(model, sites, tests, steps=steps),
+            )
         parts["stability"] = measure_stability(listed, by_method, rank, prompts, n_splits=n_splits, seed=seed)
         counts = _curve_counts(sum(neurons.widths.values()))
         parts["curves"] = measure_curves(model, by_method, tests, role=role, counts=counts, scale=float(max(scales)))
