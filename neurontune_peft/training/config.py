@@ -51,6 +51,7 @@ class MetaConfig:
         refusal_targets (`str`, *optional*, defaults to `"phrases"`):
             What harmful prompts shall be answered with: `"phrases"` of the prompt set, or the model's `"own"` refusals
             of plain harmful prompts. *ours*
+        checkpoint_every (`int`, *optional*, defaults to `10`): Steps between two writes of the checkpoint. *ours*
         seed (`int`, *optional*, defaults to `0`): Order of the data. The data of a step depend on seed and step only.
 
     Raises:
@@ -76,13 +77,16 @@ class MetaConfig:
     first_token_weight: float = 4.0
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=_default_bounds)
     refusal_targets: Literal["phrases", "own"] = "phrases"
+    checkpoint_every: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, known in (("order", ORDERS), ("refusal_targets", TARGETS)):
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"got {name}={value!r}; expected one of {list(known)}; choose one of them")
-        self._check_at_least(1, "steps", "inner_steps", "support_size", "query_size", "benign_size")
+        self._check_at_least(
+            1, "steps", "inner_steps", "support_size", "query_size", "benign_size", "checkpoint_every"
+        )
         self._check_at_least(0, "plain_size", "borderline_size", "wrapped_size")
         weights = ("support_weight", "plain_weight", "utility_weight", "kl_weight", "nll_weight", "first_token_weight")
         self._check_at_least(0.0, "lr", "inner_lr", *weights)

@@ -35,6 +35,11 @@ class StepLog:
     nll: float
     inner: tuple[float, ...] = ()
 
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> StepLog:
+        """The entry that `dataclasses.asdict` gave."""
+        return cls(**{**entry, "inner": tuple(entry["inner"])})
+
 
 @dataclass(frozen=True)
 class Log:
@@ -45,11 +50,13 @@ class Log:
         steps (`tuple[StepLog, ...]`): One entry per outer step.
         config (`Mapping[str, Any]`): The options of the run, as [`MetaConfig.to_dict`] gives them.
         prompt_set (`str`): Fingerprint of the prompt set.
+        stopped (`str`, *optional*, defaults to `""`): Why the run ended early; empty when all steps were made.
     """
 
     steps: tuple[StepLog, ...]
     config: Mapping[str, Any]
     prompt_set: str
+    stopped: str = ""
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the log as JSON."""
@@ -65,8 +72,8 @@ class Log:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            steps = tuple(StepLog(**{**entry, "inner": tuple(entry["inner"])}) for entry in content["steps"])
-            return cls(steps=steps, config=content["config"], prompt_set=content["prompt_set"])
+            steps = tuple(StepLog.from_dict(entry) for entry in content["steps"])
+            return cls(**{**content, "steps": steps})
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"got '{path}' ({error}); expected a training log; write one with Log.save") from error
 

@@ -1,0 +1,90 @@
+"""What does a step ask of the deltas in all? Refusing attacked and plain harmful prompts, and answering the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from neurontune_peft.training.config import MetaConfig
+from neurontune_peft.training.deltas import Deltas
+from neurontune_peft.training.inner import Task, Values, attacked_gradient
+
+
+@dataclass(frozen=True)
+class Outer:
+    """
+    The gradient of a step's outer loss, and what to log about it.
+
+    Args:
+        family (`str`): The attack family; several are joined by `+`.
+        gradients (`Sequence[torch.Tensor]`): Per site `(k,)`.
+        safety (`float`): Loss of refusing attacked and plain harmful prompts, nats per token.
+        costs (`Mapping[str, float]`): As in [`Task`].
+        inner (`tuple[float, ...]`): Loss on the support set before each inner step.
+    """
+
+    family: str
+    gradients: Values
+    safety: float
+    costs: Mapping[str, float] = field(default_factory=dict)
+    inner: tuple[float, ...] = ()
+
+    @property
+    def finite(self) -> bool:
+        """Whether every number is finite."""
+        numbers = torch.tensor([self.safety, *self.costs.values(), *self.inner])
+        return bool(torch.isfinite(numbers).all()) and all(bool(torch.isfinite(g).all()) for g in self.gradients)
+
+
+def utility_of(costs: Mapping[str, float], config: MetaConfig) -> float:
+    """The utility term before its weight."""
+    return config.kl_weight * costs["kl"] + config.nll_weight * costs["nll"]
+
+
+def outer_gradient(deltas: Deltas, task: Task, config: MetaConfig) -> Outer:
+    """
+    Gradient of the outer loss: attacked prompts after the inner steps, everything else at the deltas themselves.
+
+    Args:
+        deltas ([`Deltas`]): The trained numbers.
+        task ([`Task`]): The step's losses.
+        config ([`MetaConfig`]): Weights.
+    """
+    attacked = attacked_gradient(deltas, task, config)
+    values = deltas.parameters
+    with task.costs_at(values):
+        costs = task.costs(values)
+        loss = cost_loss(costs, config)
+        plain = loss.new_zeros(())
+        if task.plain is not None:
+            plain = config.plain_weight * task.plain(values)
+        others = torch.autograd.grad(loss + plain, values)
+    return Outer(
+        task.family,
+        gradients=[one + other for one, other in zip(attacked.gradients, others, strict=True)],
+        safety=attacked.loss + plain.item(),
+        costs={name: cost.item() for name, cost in costs.items()},
+        inner=attacked.inner,
+    )
+
+
+def cost_loss(costs: Mapping[str, Tensor], config: MetaConfig) -> Tensor:
+    """The weighted utility term."""
+    return config.utility_weight * (config.kl_weight * costs["kl"] + config.nll_weight * costs["nll"])
+
+
+def mean_of(outers: Sequence[Outer]) -> Outer:
+    """The mean over the tasks of a step."""
+    if len(outers) == 1:
+        return outers[0]
+    count = len(outers)
+    return Outer(
+        "+".join(outer.family for outer in outers),
+        gradients=[torch.stack(parts).mean(dim=0) for parts in zip(*(o.gradients for o in outers), strict=True)],
+        safety=sum(outer.safety for outer in outers) / count,
+        costs={name: sum(outer.costs[name] for outer in outers) / count for name in outers[0].costs},
+        inner=tuple(sum(losses) / count for losses in zip(*(o.inner for o in outers), strict=True)),
+    )
