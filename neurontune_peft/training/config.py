@@ -48,6 +48,9 @@ class MetaConfig:
         bounds (`Mapping[str, tuple[float, float]]`, *optional*):
             Role to the lowest and highest delta; deltas are projected into it after each step. A role that is not
             named is free. Defaults to `(0.0, 2.0)` for safety and `(-0.5, 0.0)` for utility. *re-implementation*
+        nested (`bool`, *optional*, defaults to `False`):
+            Draw a share of 1/8, 1/4, 1/2 or 1 of each role's ranking for the safety losses of each task, so that any
+            prefix of the rankings works at load time. *paper* has count thresholds; training them so is *ours*.
         refusal_targets (`str`, *optional*, defaults to `"phrases"`):
             What harmful prompts shall be answered with: `"phrases"` of the prompt set, or the model's `"own"` refusals
             of plain harmful prompts. *ours*
@@ -76,6 +79,7 @@ class MetaConfig:
     nll_weight: float = 0.2
     first_token_weight: float = 4.0
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=_default_bounds)
+    nested: bool = False
     refusal_targets: Literal["phrases", "own"] = "phrases"
     checkpoint_every: int = 10
     seed: int = 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,9 +14,10 @@ from neurontune_peft.objectives import TokenBatch, response_logits
 from neurontune_peft.prompts import encode
 from neurontune_peft.training.config import MetaConfig
 from neurontune_peft.training.deltas import Deltas
-from neurontune_peft.training.inner import Task, Values
+from neurontune_peft.training.inner import Place, Task, Values
 from neurontune_peft.training.losses import answer_loss, utility_losses
 from neurontune_peft.training.tasks import Pairs, TaskSampler
+from neurontune_peft.training.views import View, find_ranks, prefix_view
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ class Families:
             number (`int`): From 0; without accumulation the number of the step.
         """
         data = self.sampler.draw(number)
+        at, view = self._at(), self._view(number)
         return Task(
             data.family,
             support=self._refusing(data.support),
@@ -57,8 +57,8 @@ class Families:
             plain=self._refusing(data.plain) if data.plain else None,
             costs=partial(self._costs, self._encode(data.utility)),
             rows=(len(data.support), len(data.query)),
-            safety_at=self._at,
-            costs_at=self._at,
+            safety_at=at if view is None else self._at(view),
+            costs_at=None if view is None else at,
         )
 
     def _encode(self, pairs: Pairs) -> TokenBatch:
@@ -70,7 +70,7 @@ class Families:
         return partial(self._refusal_loss, self._encode(pairs))
 
     def _refusal_loss(self, batch: TokenBatch, values: Values) -> Tensor:
-        """Loss of refusing, of the model as it stands: `_at` has given it the values."""
+        """Loss of refusing, of the model as it stands: its place has given it the values."""
         return answer_loss(self.model, batch, first_token_weight=self.config.first_token_weight)
 
     def _costs(self, batch: TokenBatch, values: Values) -> dict[str, Tensor]:
@@ -80,7 +80,11 @@ class Families:
         kl, nll = utility_losses(self.model, batch, base_logits, first_token_weight=first)
         return {"kl": kl, "nll": nll}
 
-    @contextmanager
-    def _at(self, values: Values) -> Iterator[None]:
-        with self.deltas.replaced_by(values):
-            yield
+    def _view(self, number: int) -> View | None:
+        """What the safety losses of a task see of the deltas; `None` for all."""
+        if self.config.nested:
+            return prefix_view(find_ranks(self.model), f"{self.config.seed}-{number}")
+        return None
+
+    def _at(self, view: View | None = None) -> Place:
+        return lambda values: self.deltas.replaced_by(values if view is None else view(values))

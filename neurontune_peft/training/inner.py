@@ -41,7 +41,7 @@ class Task:
         rows (`tuple[int, int]`, *optional*, defaults to `(1, 1)`): Prompts of support and query set.
         safety_at (`Callable`, *optional*):
             Context in which support, query and plain losses see given values; it stays open during the backward pass.
-        costs_at (`Callable`, *optional*): The same for the costs.
+        costs_at (`Callable`, *optional*): The same for the costs; the place of the other losses when left out.
     """
 
     family: str
@@ -51,7 +51,7 @@ class Task:
     plain: Loss | None = None
     rows: tuple[int, int] = (1, 1)
     safety_at: Place = anywhere
-    costs_at: Place = anywhere
+    costs_at: Place | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neurontune_peft.training.config import MetaConfig
 from neurontune_peft.training.deltas import Deltas
@@ -54,21 +54,34 @@ def outer_gradient(deltas: Deltas, task: Task, config: MetaConfig) -> Outer:
         config ([`MetaConfig`]): Weights.
     """
     attacked = attacked_gradient(deltas, task, config)
-    values = deltas.parameters
-    with task.costs_at(values):
-        costs = task.costs(values)
-        loss = cost_loss(costs, config)
-        plain = loss.new_zeros(())
-        if task.plain is not None:
-            plain = config.plain_weight * task.plain(values)
-        others = torch.autograd.grad(loss + plain, values)
+    plain, costs, others = _elsewhere(deltas.parameters, task, config)
     return Outer(
         task.family,
         gradients=[one + other for one, other in zip(attacked.gradients, others, strict=True)],
-        safety=attacked.loss + plain.item(),
-        costs={name: cost.item() for name, cost in costs.items()},
+        safety=attacked.loss + plain,
+        costs=costs,
         inner=attacked.inner,
     )
+
+
+def _elsewhere(
+    values: Sequence[nn.Parameter], task: Task, config: MetaConfig
+) -> tuple[float, dict[str, float], Values]:
+    """Loss on plain harmful prompts, costs, and the gradient of both."""
+    with (task.costs_at or task.safety_at)(values):
+        costs = task.costs(values)
+        loss = cost_loss(costs, config)
+        if task.plain is not None and task.costs_at is None:  # one place, one backward pass
+            plain = config.plain_weight * task.plain(values)
+            gradients = torch.autograd.grad(loss + plain, values)
+        else:
+            plain, gradients = loss.new_zeros(()), torch.autograd.grad(loss, values)
+    if task.plain is not None and task.costs_at is not None:
+        with task.safety_at(values):
+            plain = config.plain_weight * task.plain(values)
+            apart = torch.autograd.grad(plain, values)
+        gradients = tuple(one + other for one, other in zip(gradients, apart, strict=True))
+    return plain.item(), {name: cost.item() for name, cost in costs.items()}, gradients
 
 
 def cost_loss(costs: Mapping[str, Tensor], config: MetaConfig) -> Tensor:
