@@ -19,7 +19,7 @@ from neurontune_peft.checks import check_format_version, write_atomically
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.training.config import MetaConfig
 from neurontune_peft.training.deltas import active_layers
-from neurontune_peft.training.log import StepLog
+from neurontune_peft.training.log import StepLog, ValidationLog
 from neurontune_peft.training.state import LoopState
 
 CHECKPOINT_VERSION = 1
@@ -90,6 +90,7 @@ class Checkpoint:
             )
         numbers = content["state"]
         numbers["history"] = tuple(StepLog.from_dict(entry) for entry in numbers["history"])
+        numbers["validations"] = tuple(ValidationLog(**entry) for entry in numbers["validations"])
         return Saved(tensors, numbers, tuple(content["refusals"]))
 
 

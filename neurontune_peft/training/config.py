@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-ORDERS = ("first", "second", "none")
-TARGETS = ("phrases", "own")
+from neurontune_peft.training.config_checks import check_config
 
 
 def _default_bounds() -> dict[str, tuple[float, float]]:
@@ -54,6 +53,12 @@ class MetaConfig:
         refusal_targets (`str`, *optional*, defaults to `"phrases"`):
             What harmful prompts shall be answered with: `"phrases"` of the prompt set, or the model's `"own"` refusals
             of plain harmful prompts. *ours*
+        validate_every (`int`, *optional*, defaults to `0`):
+            Steps between two validations; the deltas that do best are kept. 0: none, the last deltas are kept. *ours*
+        validation (`str`, *optional*, defaults to `"templates"`):
+            What is held back: one of the `"templates"` of each family, or one whole `"family"`, by seed. *ours*
+        validation_share (`float`, *optional*, defaults to `0.25`): Share of the prompts that is held back. *ours*
+        validation_size (`int`, *optional*, defaults to `16`): Most validation prompts of each kind. *ours*
         checkpoint_every (`int`, *optional*, defaults to `10`): Steps between two writes of the checkpoint. *ours*
         seed (`int`, *optional*, defaults to `0`): Order of the data. The data of a step depend on seed and step only.
 
@@ -81,33 +86,15 @@ class MetaConfig:
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=_default_bounds)
     nested: bool = False
     refusal_targets: Literal["phrases", "own"] = "phrases"
+    validate_every: int = 0
+    validation: Literal["templates", "family"] = "templates"
+    validation_share: float = 0.25
+    validation_size: int = 16
     checkpoint_every: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("order", ORDERS), ("refusal_targets", TARGETS)):
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"got {name}={value!r}; expected one of {list(known)}; choose one of them")
-        self._check_at_least(
-            1, "steps", "inner_steps", "support_size", "query_size", "benign_size", "checkpoint_every"
-        )
-        self._check_at_least(0, "plain_size", "borderline_size", "wrapped_size")
-        weights = ("support_weight", "plain_weight", "utility_weight", "kl_weight", "nll_weight", "first_token_weight")
-        self._check_at_least(0.0, "lr", "inner_lr", *weights)
-        for role, bound in self.bounds.items():
-            if len(bound) != 2 or not bound[0] <= 0 <= bound[1]:
-                raise ValueError(
-                    f"got bounds {bound} for role '{role}'; expected (low, high) with low <= 0 <= high, since deltas "
-                    "start at 0; use for example (0.0, 2.0)"
-                )
-
-    def _check_at_least(self, low: float, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            whole = isinstance(low, int)
-            if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value >= low:
-                kind = "a whole number" if whole else "a number"
-                raise ValueError(f"got {name}={value!r}; expected {kind} of at least {low}; raise it")
+        check_config(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON values."""

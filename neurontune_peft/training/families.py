@@ -16,7 +16,7 @@ from neurontune_peft.training.config import MetaConfig
 from neurontune_peft.training.deltas import Deltas
 from neurontune_peft.training.inner import Place, Task, Values
 from neurontune_peft.training.losses import answer_loss, utility_losses
-from neurontune_peft.training.tasks import Pairs, TaskSampler
+from neurontune_peft.training.tasks import Pairs, StepData, TaskSampler
 from neurontune_peft.training.views import View, find_ranks, prefix_view
 
 
@@ -48,8 +48,17 @@ class Families:
         Args:
             number (`int`): From 0; without accumulation the number of the step.
         """
-        data = self.sampler.draw(number)
-        at, view = self._at(), self._view(number)
+        return self.task(self.sampler.draw(number), self._view(number))
+
+    def task(self, data: StepData, view: View | None = None) -> Task:
+        """
+        The losses of given prompts.
+
+        Args:
+            data ([`StepData`]): The prompts.
+            view (`Callable`, *optional*): What the safety losses see of the deltas; all when left out.
+        """
+        at = self._at()
         return Task(
             data.family,
             support=self._refusing(data.support),

@@ -42,6 +42,24 @@ class StepLog:
 
 
 @dataclass(frozen=True)
+class ValidationLog:
+    """
+    One validation.
+
+    Args:
+        step (`int`): How many steps led to the deltas.
+        safety (`float`): Loss of refusing attacked and plain harmful validation prompts, nats per token.
+        utility (`float`): The utility term before its weight.
+        costs (`Mapping[str, float]`): `"kl"`, `"nll"` and the value of each budget by its name.
+    """
+
+    step: int
+    safety: float
+    utility: float
+    costs: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Log:
     """
     The course of a training run.
@@ -50,12 +68,16 @@ class Log:
         steps (`tuple[StepLog, ...]`): One entry per outer step.
         config (`Mapping[str, Any]`): The options of the run, as [`MetaConfig.to_dict`] gives them.
         prompt_set (`str`): Fingerprint of the prompt set.
+        validations (`tuple[ValidationLog, ...]`, *optional*): In the order of their steps.
+        kept_step (`int`, *optional*): How many steps led to the deltas that were kept; the last when left out.
         stopped (`str`, *optional*, defaults to `""`): Why the run ended early; empty when all steps were made.
     """
 
     steps: tuple[StepLog, ...]
     config: Mapping[str, Any]
     prompt_set: str
+    validations: tuple[ValidationLog, ...] = ()
+    kept_step: int | None = None
     stopped: str = ""
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -73,7 +95,8 @@ class Log:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             steps = tuple(StepLog.from_dict(entry) for entry in content["steps"])
-            return cls(**{**content, "steps": steps})
+            validations = tuple(ValidationLog(**entry) for entry in content.get("validations", ()))
+            return cls(**{**content, "steps": steps, "validations": validations})
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"got '{path}' ({error}); expected a training log; write one with Log.save") from error
 
@@ -84,4 +107,8 @@ class Log:
         for name in ("safety", "kl", "nll"):
             course = [getattr(entry, name) for entry in self.steps]
             lines.append(f"  {name:<7} {sum(course[:tenth]) / tenth:8.4f} -> {sum(course[-tenth:]) / tenth:8.4f}")
+        if self.kept_step is not None:
+            lines.append(f"  kept the deltas after {self.kept_step} steps, the best on validation prompts")
+        if self.stopped:
+            lines.append(f"  {self.stopped}")
         return "\n".join(lines)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from neurontune_peft.training.config import MetaConfig
-from neurontune_peft.training.inner import Task
-from neurontune_peft.training.log import StepLog
+from neurontune_peft.training.inner import Task, Values
+from neurontune_peft.training.log import StepLog, ValidationLog
 from neurontune_peft.training.outer import Outer, outer_gradient, utility_of
 from neurontune_peft.training.state import LoopState
+from neurontune_peft.training.validation import Validation
 
 
 def learn(
@@ -17,6 +18,7 @@ def learn(
     draw: Callable[[int], Task],
     config: MetaConfig,
     *,
+    validate: Callable[[Values], Validation] | None = None,
     save: Callable[[], None] | None = None,
     bar: Any = None,
 ) -> str:
@@ -27,6 +29,7 @@ def learn(
         state ([`LoopState`]): Where the loop stands; changed in place.
         draw (`Callable`): From a number to a [`Task`].
         config ([`MetaConfig`]): The options.
+        validate (`Callable`, *optional*): From values to a [`Validation`]; called every `validate_every` steps.
         save (`Callable`, *optional*): Called every `checkpoint_every` steps, and when the loop is interrupted.
         bar (`tqdm`, *optional*): Progress bar.
 
@@ -36,10 +39,14 @@ def learn(
     Raises:
         FloatingPointError: When a loss is NaN or infinite; the deltas are those of the step before.
     """
+    if validate is not None and not state.validations:
+        _validate(state, validate, config)
     while state.step < config.steps:
         before = state.tensors(), state.numbers()
         try:
             advance(state, draw, config)
+            if validate is not None and (state.step % config.validate_every == 0 or state.step == config.steps):
+                _validate(state, validate, config)
             if bar is not None:
                 bar.set_postfix(safety=f"{state.history[-1].safety:.3f}", kl=f"{state.history[-1].kl:.4f}")
                 bar.update()
@@ -75,6 +82,15 @@ def update(state: LoopState, outer: Outer, config: MetaConfig) -> None:
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.deltas.project_()
+
+
+def _validate(state: LoopState, validate: Callable[[Values], Validation], config: MetaConfig) -> None:
+    """Measure the deltas and keep them if they are the best so far."""
+    values = [parameter.detach() for parameter in state.deltas.parameters]
+    result = validate(values)
+    utility = utility_of(result.costs, config)
+    state.validations = (*state.validations, ValidationLog(state.step, result.safety, utility, result.costs))
+    state.keep(values, [result.safety + config.utility_weight * utility])
 
 
 def _check_finite(outer: Outer, utility: float, step: int) -> None:

@@ -21,6 +21,7 @@ from neurontune_peft.training.loop import learn
 from neurontune_peft.training.refusals import refusal_texts
 from neurontune_peft.training.state import LoopState
 from neurontune_peft.training.tasks import TaskSampler
+from neurontune_peft.training.validation import Validator, split_validation
 
 logger = logging.get_logger(__name__)
 
@@ -84,13 +85,24 @@ def meta_train(
         else:
             refusals = found.refusals
             state.restore(found.tensors, found.numbers)
-        sampler = TaskSampler(prompts, config, refusals)
-        families = Families(model, tokenizer, deltas, sampler, config, chat_template)
+        train, held_back = split_validation(prompts, config) if config.validate_every else (prompts, None)
+        families = Families(
+            model, tokenizer, deltas, TaskSampler(train, config, refusals), config, chat_template=chat_template
+        )
+        validate = None if held_back is None else Validator(families, held_back, refusals)
         save = None if file is None else partial(file.save, state, refusals)
         with logging.tqdm(total=config.steps, initial=state.step, desc="train scales", unit="step") as bar:
-            stopped = learn(state, families.draw, config, save=save, bar=bar)
+            stopped = learn(state, families.draw, config, validate=validate, save=save, bar=bar)
+        state.finish()
     _say(stopped, checkpoint)
-    return Log(tuple(state.history), config=config.to_dict(), prompt_set=prompts.fingerprint, stopped=stopped)
+    return Log(
+        state.history,
+        config=config.to_dict(),
+        prompt_set=prompts.fingerprint,
+        validations=state.validations,
+        kept_step=state.kept_step,
+        stopped=stopped,
+    )
 
 
 def _say(stopped: str, checkpoint: str | os.PathLike[str] | None) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neurontune_peft.training.deltas import Deltas
-from neurontune_peft.training.log import StepLog
+from neurontune_peft.training.log import StepLog, ValidationLog
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -24,6 +24,7 @@ class LoopState:
         optimizer (`torch.optim.Optimizer`): Adam over them.
         step (`int`, *optional*, defaults to `0`): The next step.
         history (`tuple[StepLog, ...]`, *optional*): The steps so far.
+        validations (`tuple[ValidationLog, ...]`, *optional*): The validations so far.
         kept (`list[torch.Tensor]`, *optional*): The best values so far, per site `(k,)`.
         kept_step (`int`, *optional*): How many steps led to them.
         kept_score (`list[float]`, *optional*): How good they are; the lexically smallest is best.
@@ -33,6 +34,7 @@ class LoopState:
     optimizer: torch.optim.Optimizer
     step: int = 0
     history: tuple[StepLog, ...] = ()
+    validations: tuple[ValidationLog, ...] = ()
     kept: list[Tensor] | None = None
     kept_step: int | None = None
     kept_score: list[float] | None = None
@@ -42,6 +44,12 @@ class LoopState:
         if self.kept_score is None or score < self.kept_score:
             self.kept = [value.detach().clone() for value in values]
             self.kept_step, self.kept_score = self.step, score
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Give the parameters the kept values, if there are any."""
+        for parameter, value in zip(self.deltas.parameters, self.kept or (), strict=bool(self.kept)):
+            parameter.copy_(value)
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies of the tensors, named `kind.site number`."""
@@ -59,6 +67,7 @@ class LoopState:
         return {
             "step": self.step,
             "history": self.history,
+            "validations": self.validations,
             "kept_step": self.kept_step,
             "kept_score": self.kept_score,
         }
@@ -74,7 +83,7 @@ class LoopState:
                 self.optimizer.state[parameter] = {"step": tensors[f"step.{number}"], **moments}
         self.kept = self._list(tensors, "kept")
         self.step = numbers["step"]
-        self.history = numbers["history"]
+        self.history, self.validations = numbers["history"], numbers["validations"]
         self.kept_step, self.kept_score = numbers["kept_step"], numbers["kept_score"]
 
     def _list(self, tensors: dict[str, Tensor], kind: str) -> list[Tensor] | None:
