@@ -17,6 +17,7 @@ from torch import Tensor
 
 from neurontune_peft.checks import check_format_version, write_atomically
 from neurontune_peft.prompts import PromptSet
+from neurontune_peft.training.budgets import Pressure
 from neurontune_peft.training.config import MetaConfig
 from neurontune_peft.training.deltas import active_layers
 from neurontune_peft.training.log import StepLog, ValidationLog
@@ -91,6 +92,7 @@ class Checkpoint:
         numbers = content["state"]
         numbers["history"] = tuple(StepLog.from_dict(entry) for entry in numbers["history"])
         numbers["validations"] = tuple(ValidationLog(**entry) for entry in numbers["validations"])
+        numbers["pressure"] = Pressure(**numbers["pressure"])
         return Saved(tensors, numbers, tuple(content["refusals"]))
 
 

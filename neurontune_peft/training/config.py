@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from neurontune_peft.training.config_checks import check_config
+from neurontune_peft.training.config_checks import BUDGETS, check_config
 
 
 def _default_bounds() -> dict[str, tuple[float, float]]:
@@ -40,6 +40,21 @@ class MetaConfig:
         plain_weight (`float`, *optional*, defaults to `0.5`): Weight of refusing plain harmful prompts. *ours*
         utility_weight (`float`, *optional*, defaults to `3.0`):
             Weight lambda of the utility term; 0.8 in the *re-implementation*, measured anew here.
+        over_refusal_budget (`float`, *optional*):
+            Most by which the share of borderline prompts that are refused may rise over the base model, 0.02 for two
+            points. With any budget, budgets take the place of `utility_weight`, so set each that matters. They are
+            solved by an augmented Lagrangian on smooth stand-ins, and checked on validation prompts. *ours*
+        wrapped_benign_budget (`float`, *optional*): The same for benign prompts inside train templates. *ours*
+        kl_budget (`float`, *optional*): Most KL(base || tuned) on answers, nats per token. *ours*
+        perplexity_budget (`float`, *optional*):
+            Most by which the perplexity of answers to benign prompts may rise, relative to the base model's. *ours*
+        barrier (`bool`, *optional*, defaults to `False`):
+            Walls instead of pressure: start within the budgets, as the identity is, and take no step that leaves them
+            on validation prompts. *ours*
+        barrier_weight (`float`, *optional*, defaults to `0.1`):
+            Height of the walls at the start, falling linearly to almost 0. *ours*
+        margin_phrases (`int`, *optional*, defaults to `2`):
+            Openings of each kind in refusal margins, evenly spread over the prompt set's. *ours*
         kl_weight (`float`, *optional*, defaults to `1.0`): Weight of KL(base || tuned) in the utility term. *ours*
         nll_weight (`float`, *optional*, defaults to `0.2`): Weight of the answers' negative log-likelihood. *ours*
         first_token_weight (`float`, *optional*, defaults to `4.0`):
@@ -54,7 +69,8 @@ class MetaConfig:
             What harmful prompts shall be answered with: `"phrases"` of the prompt set, or the model's `"own"` refusals
             of plain harmful prompts. *ours*
         validate_every (`int`, *optional*, defaults to `0`):
-            Steps between two validations; the deltas that do best are kept. 0: none, the last deltas are kept. *ours*
+            Steps between two validations; the deltas that do best are kept. 0: none, the last deltas are kept; with
+            budgets, a tenth of all steps. *ours*
         validation (`str`, *optional*, defaults to `"templates"`):
             What is held back: one of the `"templates"` of each family, or one whole `"family"`, by seed. *ours*
         validation_share (`float`, *optional*, defaults to `0.25`): Share of the prompts that is held back. *ours*
@@ -80,6 +96,13 @@ class MetaConfig:
     support_weight: float = 1.0
     plain_weight: float = 0.5
     utility_weight: float = 3.0
+    over_refusal_budget: float | None = None
+    wrapped_benign_budget: float | None = None
+    kl_budget: float | None = None
+    perplexity_budget: float | None = None
+    barrier: bool = False
+    barrier_weight: float = 0.1
+    margin_phrases: int = 2
     kl_weight: float = 1.0
     nll_weight: float = 0.2
     first_token_weight: float = 4.0
@@ -95,6 +118,12 @@ class MetaConfig:
 
     def __post_init__(self) -> None:
         check_config(self)
+
+    @property
+    def validation_interval(self) -> int:
+        """Steps between two validations; 0 for none."""
+        budgets = any(getattr(self, name) is not None for name in BUDGETS)
+        return self.validate_every or (max(1, self.steps // 10) if budgets else 0)
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON values."""

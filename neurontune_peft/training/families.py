@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -10,12 +11,14 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from neurontune_peft.objectives import TokenBatch, response_logits
+from neurontune_peft.objectives import RefusalMargin, TokenBatch
 from neurontune_peft.prompts import encode
+from neurontune_peft.training.budgets import limits_of
 from neurontune_peft.training.config import MetaConfig
+from neurontune_peft.training.costs import ASKED, Costs
 from neurontune_peft.training.deltas import Deltas
 from neurontune_peft.training.inner import Place, Task, Values
-from neurontune_peft.training.losses import answer_loss, utility_losses
+from neurontune_peft.training.losses import answer_loss
 from neurontune_peft.training.tasks import Pairs, StepData, TaskSampler
 from neurontune_peft.training.views import View, find_ranks, prefix_view
 
@@ -32,6 +35,7 @@ class Families:
         sampler ([`TaskSampler`]): Draws the prompts.
         config ([`MetaConfig`]): Weights.
         chat_template (`str`, *optional*): Replaces the tokenizer's own.
+        margin ([`RefusalMargin`], *optional*): For budgets of refusals.
     """
 
     model: PeftModel
@@ -40,6 +44,11 @@ class Families:
     sampler: TaskSampler
     config: MetaConfig
     chat_template: str | None = None
+    margin: RefusalMargin | None = None
+    originals: tuple[Tensor, ...] = field(init=False)  # the parameters, whatever stands in their place for a while
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "originals", tuple(self.deltas.parameters))
 
     def draw(self, number: int) -> Task:
         """
@@ -64,7 +73,7 @@ class Families:
             support=self._refusing(data.support),
             query=self._refusing(data.query),
             plain=self._refusing(data.plain) if data.plain else None,
-            costs=partial(self._costs, self._encode(data.utility)),
+            costs=self._costs(data),
             rows=(len(data.support), len(data.query)),
             safety_at=at if view is None else self._at(view),
             costs_at=None if view is None else at,
@@ -75,6 +84,10 @@ class Families:
         batch = encode(self.tokenizer, texts, answers, chat_template=self.chat_template)
         return batch.to(self.deltas.parameters[0].device)
 
+    def _encode_prompts(self, texts: Sequence[str]) -> TokenBatch:
+        batch = encode(self.tokenizer, texts, chat_template=self.chat_template)
+        return batch.to(self.deltas.parameters[0].device)
+
     def _refusing(self, pairs: Pairs) -> Any:
         return partial(self._refusal_loss, self._encode(pairs))
 
@@ -82,12 +95,30 @@ class Families:
         """Loss of refusing, of the model as it stands: its place has given it the values."""
         return answer_loss(self.model, batch, first_token_weight=self.config.first_token_weight)
 
-    def _costs(self, batch: TokenBatch, values: Values) -> dict[str, Tensor]:
-        with torch.no_grad(), self.model.disable_adapter():
-            base_logits = response_logits(self.model, batch)  # (N, V)
-        first = self.config.first_token_weight
-        kl, nll = utility_losses(self.model, batch, base_logits, first_token_weight=first)
-        return {"kl": kl, "nll": nll}
+    def _costs(self, data: StepData) -> Costs:
+        limits = limits_of(self.config)
+        asked = {
+            budget: [text for (text, _), found in zip(data.utility, data.kinds, strict=True) if found == kind]
+            for budget, kind in ASKED.items()
+            if budget in limits
+        }
+        for budget, texts in asked.items():
+            if not texts:
+                raise ValueError(
+                    f"got {budget} without {ASKED[budget]} train prompts with an answer; expected some; add them and "
+                    "draw them (borderline_size, wrapped_size), or leave the budget out"
+                )
+        device = self.deltas.parameters[0].device
+        return Costs(
+            self.model,
+            self.deltas,
+            self.originals,
+            batch=self._encode(data.utility),
+            benign=torch.tensor([kind == "benign" for kind in data.kinds], device=device),
+            asked={budget: self._encode_prompts(texts) for budget, texts in asked.items()},
+            margin=self.margin,
+            config=self.config,
+        )
 
     def _view(self, number: int) -> View | None:
         """What the safety losses of a task see of the deltas; `None` for all."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from neurontune_peft.checks import write_atomically
+from neurontune_peft.training.budgets import Budget
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class StepLog:
         kl (`float`): KL(base || tuned) on the answers to benign, borderline and wrapped prompts, nats per token.
         nll (`float`): Negative log-likelihood of these answers, nats per token.
         inner (`tuple[float, ...]`): Loss on the support set before each inner step; empty without meta-learning.
+        values (`Mapping[str, float]`): Budget to its value on this step's prompts.
+        multipliers (`Mapping[str, float]`): Budget to its multiplier in this step.
     """
 
     step: int
@@ -34,6 +37,8 @@ class StepLog:
     kl: float
     nll: float
     inner: tuple[float, ...] = ()
+    values: Mapping[str, float] = field(default_factory=dict)
+    multipliers: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> StepLog:
@@ -70,6 +75,7 @@ class Log:
         prompt_set (`str`): Fingerprint of the prompt set.
         validations (`tuple[ValidationLog, ...]`, *optional*): In the order of their steps.
         kept_step (`int`, *optional*): How many steps led to the deltas that were kept; the last when left out.
+        budgets (`tuple[Budget, ...]`, *optional*): Whether each budget was met on validation prompts.
         stopped (`str`, *optional*, defaults to `""`): Why the run ended early; empty when all steps were made.
     """
 
@@ -78,6 +84,7 @@ class Log:
     prompt_set: str
     validations: tuple[ValidationLog, ...] = ()
     kept_step: int | None = None
+    budgets: tuple[Budget, ...] = ()
     stopped: str = ""
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -96,7 +103,8 @@ class Log:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             steps = tuple(StepLog.from_dict(entry) for entry in content["steps"])
             validations = tuple(ValidationLog(**entry) for entry in content.get("validations", ()))
-            return cls(**{**content, "steps": steps, "validations": validations})
+            budgets = tuple(Budget(**entry) for entry in content.get("budgets", ()))
+            return cls(**{**content, "steps": steps, "validations": validations, "budgets": budgets})
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"got '{path}' ({error}); expected a training log; write one with Log.save") from error
 
@@ -109,6 +117,7 @@ class Log:
             lines.append(f"  {name:<7} {sum(course[:tenth]) / tenth:8.4f} -> {sum(course[-tenth:]) / tenth:8.4f}")
         if self.kept_step is not None:
             lines.append(f"  kept the deltas after {self.kept_step} steps, the best on validation prompts")
+        lines += [f"  {budget}" for budget in self.budgets]
         if self.stopped:
             lines.append(f"  {self.stopped}")
         return "\n".join(lines)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+from torch import Tensor
+
+from neurontune_peft.training.budgets import Pressure, barrier_loss, limits_of, step_back_, worst_excess
 from neurontune_peft.training.config import MetaConfig
 from neurontune_peft.training.inner import Task, Values
 from neurontune_peft.training.log import StepLog, ValidationLog
@@ -12,13 +16,17 @@ from neurontune_peft.training.outer import Outer, outer_gradient, utility_of
 from neurontune_peft.training.state import LoopState
 from neurontune_peft.training.validation import Validation
 
+Validate = Callable[[Values], Validation]
+Measure = Callable[[Values], Mapping[str, float]]
+
 
 def learn(
     state: LoopState,
     draw: Callable[[int], Task],
     config: MetaConfig,
     *,
-    validate: Callable[[Values], Validation] | None = None,
+    validate: Validate | None = None,
+    measure: Measure | None = None,
     save: Callable[[], None] | None = None,
     bar: Any = None,
 ) -> str:
@@ -29,7 +37,8 @@ def learn(
         state ([`LoopState`]): Where the loop stands; changed in place.
         draw (`Callable`): From a number to a [`Task`].
         config ([`MetaConfig`]): The options.
-        validate (`Callable`, *optional*): From values to a [`Validation`]; called every `validate_every` steps.
+        validate (`Callable`, *optional*): From values to a [`Validation`]; called every `validation_interval` steps.
+        measure (`Callable`, *optional*): From values to the costs that no step may raise above `barrier` budgets.
         save (`Callable`, *optional*): Called every `checkpoint_every` steps, and when the loop is interrupted.
         bar (`tqdm`, *optional*): Progress bar.
 
@@ -44,13 +53,14 @@ def learn(
     while state.step < config.steps:
         before = state.tensors(), state.numbers()
         try:
-            advance(state, draw, config)
-            if validate is not None and (state.step % config.validate_every == 0 or state.step == config.steps):
+            advance(state, draw, config, measure=measure)
+            last = state.step == config.steps
+            if validate is not None and (last or state.step % config.validation_interval == 0):
                 _validate(state, validate, config)
             if bar is not None:
                 bar.set_postfix(safety=f"{state.history[-1].safety:.3f}", kl=f"{state.history[-1].kl:.4f}")
                 bar.update()
-            if save is not None and (state.step % config.checkpoint_every == 0 or state.step == config.steps):
+            if save is not None and (last or state.step % config.checkpoint_every == 0):
                 save()
         except KeyboardInterrupt:  # it may come in the middle of an update
             state.restore(*before)
@@ -60,17 +70,44 @@ def learn(
     return ""
 
 
-def advance(state: LoopState, draw: Callable[[int], Task], config: MetaConfig) -> None:
-    """One outer step: gradient, update, projection."""
-    outer = outer_gradient(state.deltas, draw(state.step), config)
+def advance(
+    state: LoopState, draw: Callable[[int], Task], config: MetaConfig, *, measure: Measure | None = None
+) -> None:
+    """One outer step: gradient, update, projection, and new multipliers of the budgets."""
+    limits = limits_of(config)
+    pressure = state.pressure if state.pressure.multipliers else Pressure.none(limits)
+    weigh = partial(cost_loss, config=config, pressure=pressure, step=state.step)
+    outer = outer_gradient(state.deltas, draw(state.step), config, weigh)
     utility = utility_of(outer.costs, config)
     _check_finite(outer, utility, state.step)
+    start = [parameter.detach().clone() for parameter in state.deltas.parameters]
     update(state, outer, config)
+    if config.barrier and measure is not None:
+        step_back_(state.deltas, start, lambda values: worst_excess(measure(values), limits) <= 0)
     entry = StepLog(
-        state.step, outer.family, outer.safety, utility, outer.costs["kl"], outer.costs["nll"], inner=outer.inner
+        state.step,
+        outer.family,
+        outer.safety,
+        utility,
+        outer.costs["kl"],
+        outer.costs["nll"],
+        inner=outer.inner,
+        values={name: outer.costs[name] for name in limits},
+        multipliers=pressure.multipliers,
     )
     state.history = (*state.history, entry)
+    state.pressure = pressure if config.barrier else pressure.after(outer.costs, limits)
     state.step += 1
+
+
+def cost_loss(costs: Mapping[str, Tensor], *, config: MetaConfig, pressure: Pressure, step: int) -> Tensor:
+    """The costs' part of the outer loss: the weighted utility term, or what presses against exceeded budgets."""
+    limits = limits_of(config)
+    if not limits:
+        return config.utility_weight * utility_of(costs, config)
+    if config.barrier:
+        return barrier_loss(costs, limits, config.barrier_weight * (1 - step / config.steps))
+    return pressure.loss(costs, limits)
 
 
 def update(state: LoopState, outer: Outer, config: MetaConfig) -> None:
@@ -84,13 +121,14 @@ def update(state: LoopState, outer: Outer, config: MetaConfig) -> None:
     state.deltas.project_()
 
 
-def _validate(state: LoopState, validate: Callable[[Values], Validation], config: MetaConfig) -> None:
-    """Measure the deltas and keep them if they are the best so far."""
+def _validate(state: LoopState, validate: Validate, config: MetaConfig) -> None:
+    """Measure the deltas and keep them if they are the best so far: within the budgets first, then by their loss."""
     values = [parameter.detach() for parameter in state.deltas.parameters]
     result = validate(values)
-    utility = utility_of(result.costs, config)
+    utility, limits = utility_of(result.costs, config), limits_of(config)
     state.validations = (*state.validations, ValidationLog(state.step, result.safety, utility, result.costs))
-    state.keep(values, [result.safety + config.utility_weight * utility])
+    weight = 0.0 if limits else config.utility_weight
+    state.keep(values, [max(0.0, worst_excess(result.costs, limits)), result.safety + weight * utility])
 
 
 def _check_finite(outer: Outer, utility: float, step: int) -> None:

@@ -12,13 +12,14 @@ from transformers.utils import logging
 
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.prompts.answers import evaluating
+from neurontune_peft.training.budgets import budgets_met
 from neurontune_peft.training.checkpoint import checkpoint_of
 from neurontune_peft.training.config import MetaConfig
 from neurontune_peft.training.deltas import find_deltas
 from neurontune_peft.training.families import Families
 from neurontune_peft.training.log import Log
 from neurontune_peft.training.loop import learn
-from neurontune_peft.training.refusals import refusal_texts
+from neurontune_peft.training.refusals import margin_of, refusal_texts
 from neurontune_peft.training.state import LoopState
 from neurontune_peft.training.tasks import TaskSampler
 from neurontune_peft.training.validation import Validator, split_validation
@@ -85,22 +86,31 @@ def meta_train(
         else:
             refusals = found.refusals
             state.restore(found.tensors, found.numbers)
-        train, held_back = split_validation(prompts, config) if config.validate_every else (prompts, None)
+        train, held_back = split_validation(prompts, config) if config.validation_interval else (prompts, None)
         families = Families(
-            model, tokenizer, deltas, TaskSampler(train, config, refusals), config, chat_template=chat_template
+            model,
+            tokenizer,
+            deltas,
+            TaskSampler(train, config, refusals),
+            config,
+            chat_template=chat_template,
+            margin=margin_of(tokenizer, prompts, config.margin_phrases),
         )
         validate = None if held_back is None else Validator(families, held_back, refusals)
         save = None if file is None else partial(file.save, state, refusals)
         with logging.tqdm(total=config.steps, initial=state.step, desc="train scales", unit="step") as bar:
-            stopped = learn(state, families.draw, config, validate=validate, save=save, bar=bar)
+            measure = None if validate is None else validate.costs
+            stopped = learn(state, families.draw, config, validate=validate, measure=measure, save=save, bar=bar)
         state.finish()
     _say(stopped, checkpoint)
+    kept = next((entry for entry in state.validations if entry.step == state.kept_step), None)
     return Log(
         state.history,
         config=config.to_dict(),
         prompt_set=prompts.fingerprint,
         validations=state.validations,
         kept_step=state.kept_step,
+        budgets=() if kept is None else budgets_met(config, kept.costs),
         stopped=stopped,
     )
 

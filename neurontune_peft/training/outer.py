@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from neurontune_peft.training.config import MetaConfig
 from neurontune_peft.training.deltas import Deltas
 from neurontune_peft.training.inner import Task, Values, attacked_gradient
+
+T = TypeVar("T", float, Tensor)
+Weigh = Callable[[Mapping[str, Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,12 @@ class Outer:
         return bool(torch.isfinite(numbers).all()) and all(bool(torch.isfinite(g).all()) for g in self.gradients)
 
 
-def utility_of(costs: Mapping[str, float], config: MetaConfig) -> float:
+def utility_of(costs: Mapping[str, T], config: MetaConfig) -> T:
     """The utility term before its weight."""
     return config.kl_weight * costs["kl"] + config.nll_weight * costs["nll"]
 
 
-def outer_gradient(deltas: Deltas, task: Task, config: MetaConfig) -> Outer:
+def outer_gradient(deltas: Deltas, task: Task, config: MetaConfig, weigh: Weigh) -> Outer:
     """
     Gradient of the outer loss: attacked prompts after the inner steps, everything else at the deltas themselves.
 
@@ -52,9 +56,10 @@ def outer_gradient(deltas: Deltas, task: Task, config: MetaConfig) -> Outer:
         deltas ([`Deltas`]): The trained numbers.
         task ([`Task`]): The step's losses.
         config ([`MetaConfig`]): Weights.
+        weigh (`Callable`): From the costs to their part of the loss.
     """
     attacked = attacked_gradient(deltas, task, config)
-    plain, costs, others = _elsewhere(deltas.parameters, task, config)
+    plain, costs, others = _elsewhere(deltas.parameters, task, config, weigh)
     return Outer(
         task.family,
         gradients=[one + other for one, other in zip(attacked.gradients, others, strict=True)],
@@ -65,12 +70,12 @@ def outer_gradient(deltas: Deltas, task: Task, config: MetaConfig) -> Outer:
 
 
 def _elsewhere(
-    values: Sequence[nn.Parameter], task: Task, config: MetaConfig
+    values: Sequence[nn.Parameter], task: Task, config: MetaConfig, weigh: Weigh
 ) -> tuple[float, dict[str, float], Values]:
     """Loss on plain harmful prompts, costs, and the gradient of both."""
     with (task.costs_at or task.safety_at)(values):
         costs = task.costs(values)
-        loss = cost_loss(costs, config)
+        loss = weigh(costs)
         if task.plain is not None and task.costs_at is None:  # one place, one backward pass
             plain = config.plain_weight * task.plain(values)
             gradients = torch.autograd.grad(loss + plain, values)
@@ -82,11 +87,6 @@ def _elsewhere(
             apart = torch.autograd.grad(plain, values)
         gradients = tuple(one + other for one, other in zip(gradients, apart, strict=True))
     return plain.item(), {name: cost.item() for name, cost in costs.items()}, gradients
-
-
-def cost_loss(costs: Mapping[str, Tensor], config: MetaConfig) -> Tensor:
-    """The weighted utility term."""
-    return config.utility_weight * (config.kl_weight * costs["kl"] + config.nll_weight * costs["nll"])
 
 
 def mean_of(outers: Sequence[Outer]) -> Outer:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from neurontune_peft.training.budgets import Pressure
 from neurontune_peft.training.deltas import Deltas
 from neurontune_peft.training.log import StepLog, ValidationLog
 
@@ -24,6 +25,7 @@ class LoopState:
         optimizer (`torch.optim.Optimizer`): Adam over them.
         step (`int`, *optional*, defaults to `0`): The next step.
         history (`tuple[StepLog, ...]`, *optional*): The steps so far.
+        pressure ([`Pressure`], *optional*): Multipliers of the budgets.
         validations (`tuple[ValidationLog, ...]`, *optional*): The validations so far.
         kept (`list[torch.Tensor]`, *optional*): The best values so far, per site `(k,)`.
         kept_step (`int`, *optional*): How many steps led to them.
@@ -34,6 +36,7 @@ class LoopState:
     optimizer: torch.optim.Optimizer
     step: int = 0
     history: tuple[StepLog, ...] = ()
+    pressure: Pressure = field(default_factory=lambda: Pressure({}, {}))
     validations: tuple[ValidationLog, ...] = ()
     kept: list[Tensor] | None = None
     kept_step: int | None = None
@@ -68,6 +71,7 @@ class LoopState:
             "step": self.step,
             "history": self.history,
             "validations": self.validations,
+            "pressure": self.pressure,
             "kept_step": self.kept_step,
             "kept_score": self.kept_score,
         }
@@ -84,6 +88,7 @@ class LoopState:
         self.kept = self._list(tensors, "kept")
         self.step = numbers["step"]
         self.history, self.validations = numbers["history"], numbers["validations"]
+        self.pressure = numbers["pressure"]
         self.kept_step, self.kept_score = numbers["kept_step"], numbers["kept_score"]
 
     def _list(self, tensors: dict[str, Tensor], kind: str) -> list[Tensor] | None:
