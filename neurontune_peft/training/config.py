@@ -65,6 +65,12 @@ class MetaConfig:
         nested (`bool`, *optional*, defaults to `False`):
             Draw a share of 1/8, 1/4, 1/2 or 1 of each role's ranking for the safety losses of each task, so that any
             prefix of the rankings works at load time. *paper* has count thresholds; training them so is *ours*.
+        ema (`float`, *optional*, defaults to `0.0`):
+            Memory of an exponential moving average of the deltas, which is validated and shipped in their place; 0
+            ships the deltas. *ours*
+        l1 (`float`, *optional*, defaults to `0.0`):
+            Weight of an L1 penalty on the deltas; each step pulls them by `l1` times its learning rate towards 0 and
+            to exactly 0, so that [`without_zeros`] can drop them. *ours*
         refusal_targets (`str`, *optional*, defaults to `"phrases"`):
             What harmful prompts shall be answered with: `"phrases"` of the prompt set, or the model's `"own"` refusals
             of plain harmful prompts. *ours*
@@ -108,6 +114,8 @@ class MetaConfig:
     first_token_weight: float = 4.0
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=_default_bounds)
     nested: bool = False
+    ema: float = 0.0
+    l1: float = 0.0
     refusal_targets: Literal["phrases", "own"] = "phrases"
     validate_every: int = 0
     validation: Literal["templates", "family"] = "templates"

@@ -34,9 +34,10 @@ NUMBERS = (
     "nll_weight",
     "first_token_weight",
     "barrier_weight",
+    "l1",
 )
 BUDGETS = ("over_refusal_budget", "wrapped_benign_budget", "kl_budget", "perplexity_budget")
-SHARES = ("validation_share",)  # less than 1
+SHARES = ("validation_share", "ema")  # less than 1
 
 
 def check_config(config: MetaConfig) -> None:

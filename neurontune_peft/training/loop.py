@@ -13,6 +13,7 @@ from neurontune_peft.training.config import MetaConfig
 from neurontune_peft.training.inner import Task, Values
 from neurontune_peft.training.log import StepLog, ValidationLog
 from neurontune_peft.training.outer import Outer, outer_gradient, utility_of
+from neurontune_peft.training.sparsity import shrink_
 from neurontune_peft.training.state import LoopState
 from neurontune_peft.training.validation import Validation
 
@@ -84,6 +85,8 @@ def advance(
     update(state, outer, config)
     if config.barrier and measure is not None:
         step_back_(state.deltas, start, lambda values: worst_excess(measure(values), limits) <= 0)
+    if config.ema:
+        state.follow(config.ema)
     entry = StepLog(
         state.step,
         outer.family,
@@ -111,19 +114,22 @@ def cost_loss(costs: Mapping[str, Tensor], *, config: MetaConfig, pressure: Pres
 
 
 def update(state: LoopState, outer: Outer, config: MetaConfig) -> None:
-    """Adam with a rate that falls linearly to 0, then projection into the bounds."""
+    """Adam with a rate that falls linearly to 0, the proximal step of the L1 penalty, projection into the bounds."""
+    lr = config.lr * (1 - state.step / config.steps)
     for group in state.optimizer.param_groups:
-        group["lr"] = config.lr * (1 - state.step / config.steps)
+        group["lr"] = lr
     for parameter, gradient in zip(state.deltas.parameters, outer.gradients, strict=True):
         parameter.grad = gradient
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
+    if config.l1:
+        shrink_(state.deltas, lr * config.l1)
     state.deltas.project_()
 
 
 def _validate(state: LoopState, validate: Validate, config: MetaConfig) -> None:
     """Measure the deltas and keep them if they are the best so far: within the budgets first, then by their loss."""
-    values = [parameter.detach() for parameter in state.deltas.parameters]
+    values = state.shipped
     result = validate(values)
     utility, limits = utility_of(result.costs, config), limits_of(config)
     state.validations = (*state.validations, ValidationLog(state.step, result.safety, utility, result.costs))

@@ -27,6 +27,7 @@ class LoopState:
         history (`tuple[StepLog, ...]`, *optional*): The steps so far.
         pressure ([`Pressure`], *optional*): Multipliers of the budgets.
         validations (`tuple[ValidationLog, ...]`, *optional*): The validations so far.
+        average (`list[torch.Tensor]`, *optional*): Exponential moving average of the deltas, per site `(k,)`.
         kept (`list[torch.Tensor]`, *optional*): The best values so far, per site `(k,)`.
         kept_step (`int`, *optional*): How many steps led to them.
         kept_score (`list[float]`, *optional*): How good they are; the lexically smallest is best.
@@ -38,6 +39,7 @@ class LoopState:
     history: tuple[StepLog, ...] = ()
     pressure: Pressure = field(default_factory=lambda: Pressure({}, {}))
     validations: tuple[ValidationLog, ...] = ()
+    average: list[Tensor] | None = None
     kept: list[Tensor] | None = None
     kept_step: int | None = None
     kept_score: list[float] | None = None
@@ -49,9 +51,25 @@ class LoopState:
             self.kept_step, self.kept_score = self.step, score
 
     @torch.no_grad()
+    def follow(self, memory: float) -> None:
+        """Move the average by a share of `1 - memory` towards the deltas; it starts at those of the first step."""
+        values = [parameter.detach() for parameter in self.deltas.parameters]
+        start = values if self.average is None else self.average
+        self.average = [memory * old + (1 - memory) * new for old, new in zip(start, values, strict=True)]
+
+    @property
+    def shipped(self) -> list[Tensor]:
+        """What would be shipped now: the deltas, or their average where the deltas themselves are not 0."""
+        values = [parameter.detach() for parameter in self.deltas.parameters]
+        if self.average is None:
+            return values
+        return [old * (new != 0) for old, new in zip(self.average, values, strict=True)]
+
+    @torch.no_grad()
     def finish(self) -> None:
-        """Give the parameters the kept values, if there are any."""
-        for parameter, value in zip(self.deltas.parameters, self.kept or (), strict=bool(self.kept)):
+        """Give the parameters the kept values, or what would be shipped now."""
+        chosen = self.shipped if self.kept is None else self.kept
+        for parameter, value in zip(self.deltas.parameters, chosen, strict=True):
             parameter.copy_(value)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -61,8 +79,8 @@ class LoopState:
             named[f"delta.{number}"] = parameter
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 named[f"{name}.{number}"] = value
-        for number, value in enumerate(self.kept or ()):
-            named[f"kept.{number}"] = value
+        for kind, values in (("kept", self.kept), ("average", self.average)):
+            named |= {f"{kind}.{number}": value for number, value in enumerate(values or ())}
         return {name: value.detach().clone() for name, value in named.items()}
 
     def numbers(self) -> dict[str, Any]:
@@ -85,7 +103,7 @@ class LoopState:
             if f"step.{number}" in tensors:  # Adam counts its steps on the CPU
                 moments = {name: tensors[f"{name}.{number}"].to(parameter.device) for name in MOMENTS}
                 self.optimizer.state[parameter] = {"step": tensors[f"step.{number}"], **moments}
-        self.kept = self._list(tensors, "kept")
+        self.kept, self.average = self._list(tensors, "kept"), self._list(tensors, "average")
         self.step = numbers["step"]
         self.history, self.validations = numbers["history"], numbers["validations"]
         self.pressure = numbers["pressure"]
