@@ -40,6 +40,13 @@ class StepLog:
     values: Mapping[str, float] = field(default_factory=dict)
     multipliers: Mapping[str, float] = field(default_factory=dict)
 
+    def numbers(self) -> dict[str, float]:
+        """The losses and multipliers by name, as experiment trackers take them."""
+        losses = {name: getattr(self, name) for name in ("safety", "utility", "kl", "nll")}
+        inner = {f"inner/{number}": loss for number, loss in enumerate(self.inner)}
+        values = {f"value/{name}": value for name, value in self.values.items()}
+        return losses | inner | values | {f"multiplier/{name}": value for name, value in self.multipliers.items()}
+
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> StepLog:
         """The entry that `dataclasses.asdict` gave."""

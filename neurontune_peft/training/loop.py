@@ -13,6 +13,7 @@ from neurontune_peft.training.config import MetaConfig
 from neurontune_peft.training.inner import Task, Values
 from neurontune_peft.training.log import StepLog, ValidationLog
 from neurontune_peft.training.outer import Outer, outer_gradient, utility_of
+from neurontune_peft.training.parallel import over_tasks
 from neurontune_peft.training.sparsity import shrink_
 from neurontune_peft.training.state import LoopState
 from neurontune_peft.training.validation import Validation
@@ -29,6 +30,7 @@ def learn(
     validate: Validate | None = None,
     measure: Measure | None = None,
     save: Callable[[], None] | None = None,
+    track: Callable[..., None] | None = None,
     bar: Any = None,
 ) -> str:
     """
@@ -41,6 +43,7 @@ def learn(
         validate (`Callable`, *optional*): From values to a [`Validation`]; called every `validation_interval` steps.
         measure (`Callable`, *optional*): From values to the costs that no step may raise above `barrier` budgets.
         save (`Callable`, *optional*): Called every `checkpoint_every` steps, and when the loop is interrupted.
+        track (`Callable`, *optional*): Called after each step with `{name: number}` and `step=`.
         bar (`tqdm`, *optional*): Progress bar.
 
     Returns:
@@ -58,6 +61,8 @@ def learn(
             last = state.step == config.steps
             if validate is not None and (last or state.step % config.validation_interval == 0):
                 _validate(state, validate, config)
+            if track is not None:
+                track(state.history[-1].numbers(), step=state.history[-1].step)
             if bar is not None:
                 bar.set_postfix(safety=f"{state.history[-1].safety:.3f}", kl=f"{state.history[-1].kl:.4f}")
                 bar.update()
@@ -78,7 +83,9 @@ def advance(
     limits = limits_of(config)
     pressure = state.pressure if state.pressure.multipliers else Pressure.none(limits)
     weigh = partial(cost_loss, config=config, pressure=pressure, step=state.step)
-    outer = outer_gradient(state.deltas, draw(state.step), config, weigh)
+    outer = over_tasks(
+        lambda number: outer_gradient(state.deltas, draw(number), config, weigh), state.step, config.accumulation
+    )
     utility = utility_of(outer.costs, config)
     _check_finite(outer, utility, state.step)
     start = [parameter.detach().clone() for parameter in state.deltas.parameters]
