@@ -123,7 +123,8 @@ class Log:
             course = [getattr(entry, name) for entry in self.steps]
             lines.append(f"  {name:<7} {sum(course[:tenth]) / tenth:8.4f} -> {sum(course[-tenth:]) / tenth:8.4f}")
         if self.kept_step is not None:
-            lines.append(f"  kept the deltas after {self.kept_step} steps, the best on validation prompts")
+            why = ", the best on validation prompts" if self.validations else ""
+            lines.append(f"  kept the deltas after {self.kept_step} steps{why}")
         lines += [f"  {budget}" for budget in self.budgets]
         if self.stopped:
             lines.append(f"  {self.stopped}")

@@ -46,7 +46,8 @@ def meta_train(
     and wrapped benign prompts as before at the deltas themselves, moves the deltas for good (Adam, then projection
     into the bounds). Only the deltas change; the model computes in evaluation mode and is put back afterwards.
 
-    Ctrl-C ends the training, not the program: the deltas learnt so far stay, and `Log.stopped` says so.
+    Ctrl-C ends the training, not the program: the best deltas so far stay, and `Log.stopped` says so. The same holds
+    for a run that diverges.
 
     Args:
         model (`PeftModel`): A model with one active NeuronTune adapter.
@@ -124,5 +125,9 @@ def _log(state: LoopState, config: MetaConfig, prompts: PromptSet, stopped: str)
 
 
 def _say(stopped: str, checkpoint: str | os.PathLike[str] | None) -> None:
-    remedy = f"run it again with checkpoint='{checkpoint}'" if checkpoint else "pass checkpoint=... next time"
-    logger.warning("Training %s; the best deltas so far are kept; to go on, %s", stopped, remedy)
+    if stopped.startswith("interrupted"):
+        stopped += "; the best deltas so far are kept; "
+        stopped += (
+            f"run again with checkpoint='{checkpoint}' to go on" if checkpoint else "next time pass checkpoint=..."
+        )
+    logger.warning("Training %s", stopped)
