@@ -4,6 +4,7 @@ from neurontune_peft.training.config import MetaConfig
 from neurontune_peft.training.log import Log, StepLog
 from neurontune_peft.training.meta import meta_train
 from neurontune_peft.training.resistance import NothingToLearnError, check_learnable
+from neurontune_peft.training.rounds import with_neurons, without
 from neurontune_peft.training.sparsity import drop_zeros, without_zeros
 
 __all__ = [
@@ -14,5 +15,7 @@ __all__ = [
     "check_learnable",
     "drop_zeros",
     "meta_train",
+    "with_neurons",
+    "without",
     "without_zeros",
 ]
