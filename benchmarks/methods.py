@@ -1,13 +1,13 @@
 """
 Which attribution method finds neurons that can be trusted? Each beside layer-matched random sets.
 
-    python benchmarks/methods.py [--model DIR] [--prompts DIR] [--methods NAME ...] [--quick] [--threads N]
+    python benchmarks/methods.py [--model DIR] [--prompts DIR] [--methods NAME ...] [--training] [--quick] [--threads N]
 
 For each method: the effect of its top neurons on the refusal margin of attacked test prompts of held-out families, its
-place among 20 layer-matched random sets, the overlap of the lists of two halves of the prompts, the share of the list
-in the first site, and a short joint training of the list's scales: what attacks of held-out families still achieve,
-and what it costs. One seed; the judge sees the opening of an answer only. `rms_change` needs a second checkpoint
-(`--other DIR`).
+place among 20 layer-matched random sets, the overlap of the lists of two halves of the prompts (the list itself comes
+from the mean of the halves' scores), the share of the list in the first site, and, with `--training`, a short joint
+training of the list's scales: what attacks of held-out families still achieve, and what it costs. One seed; the judge
+sees the opening of an answer only. `rms_change` needs a second checkpoint (`--other DIR`).
 """
 
 import time
@@ -45,14 +45,14 @@ class Bench:
     def model(self) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float32).eval()
 
-    def score(self, method: str, *, seed: int = 0, half: int | None = None) -> Scores:
-        """Scores for the safety role, of all prompts or of a half of the harmful, borderline and benign ones."""
-        prompts = self.prompts
-        if half is not None:
-            prompts = replace(prompts, prompts=tuple(p for i, p in enumerate(prompts.prompts) if i % 2 == half))
-        options = {"n_prompts": self.n_prompts, "n_phrases": 2 if self.quick else 4, "seed": seed}
+    def score(self, method: str, half: int) -> Scores:
+        """Scores for the safety role, of every other prompt of the set."""
+        prompts = replace(self.prompts, prompts=tuple(p for i, p in enumerate(self.prompts.prompts) if i % 2 == half))
+        options = {"n_prompts": self.n_prompts, "n_phrases": 2 if self.quick else 4}
         if method == "rms_change":
             options["other"] = AutoModelForCausalLM.from_pretrained(self.other, dtype=torch.float32).eval()
+        if method == "random":
+            options["seed"] = half
         return attribute(self.model(), self.tokenizer, prompts, method=method, roles=("safety",), **options)
 
     def top(self, scores: Scores) -> Neurons:
@@ -69,15 +69,23 @@ class Bench:
             meta_train(tuned, self.tokenizer, self.prompts, config)
             return evaluate(tuned, self.tokenizer, self.prompts, max_new_tokens=self.tokens)
 
-    def row(self, method: str) -> list[str]:
+    def ranked(self, method: str) -> tuple[Neurons, float, float]:
+        """The top neurons, the overlap of those of the halves, and the seconds that scoring took."""
         start = time.perf_counter()
-        scores = self.score(method)
+        halves = [self.score(method, half) for half in (0, 1)]
         seconds = time.perf_counter() - start
-        neurons = self.top(scores)
-        halves = [self.top(self.score(method, half=half)) for half in (0, 1)]
+        mean = {
+            site: (score + halves[1].values["safety"][site]) / 2 for site, score in halves[0].values["safety"].items()
+        }
+        first, second = map(self.top, halves)
+        return self.top(Scores({"safety": mean})), first.jaccard(second), seconds
+
+    def row(self, method: str, *, training: bool) -> list[str]:
+        neurons, overlap, seconds = self.ranked(method)
         first = neurons.histogram("safety")[next(iter(neurons.widths))]
-        cells = [method, f"{seconds:.0f}", f"{halves[0].jaccard(halves[1]):.2f}", f"{first / neurons.total:.0%}"]
-        return cells + effects(self.verified(neurons)) + costs(self.trained(neurons))
+        cells = [method, f"{seconds:.0f}", f"{overlap:.2f}", f"{first / neurons.total:.0%}"]
+        cells += effects(self.verified(neurons))
+        return cells + costs(self.trained(neurons)) if training else cells
 
 
 def effects(trust: Trust) -> list[str]:
@@ -91,29 +99,24 @@ def costs(report: Report) -> list[str]:
     return [f"{held_out:.1%}", *(f"{rate.rate:.1%}" for rate in refusals if rate), f"{report.perplexity:.2f}"]
 
 
-def show(bench: Bench, methods: Sequence[str]) -> None:
-    header = [
-        "method",
-        "seconds",
-        "overlap of halves",
-        "in the first site",
-        "margin at scale 0 (percentile)",
-        "at 1.5",
-        "at 2",
-        "after training: attack success, held-out",
-        "borderline refused",
-        "benign refused",
-        "wrapped benign refused",
-        "perplexity",
-    ]
-    base = evaluate(bench.model(), bench.tokenizer, bench.prompts, max_new_tokens=bench.tokens)
-    rows = [["base model", *["–"] * 6, *costs(base)]]
+HEADER = ["method", "seconds", "overlap of halves", "in the first site"]
+HEADER += ["margin at scale 0 (percentile)", "at 1.5", "at 2"]
+TRAINED = ["after training: attack success, held-out", "borderline refused", "benign refused"]
+TRAINED += ["wrapped benign refused", "perplexity"]
+
+
+def show(bench: Bench, methods: Sequence[str], *, training: bool) -> None:
+    rows = []
+    if training:
+        base = evaluate(bench.model(), bench.tokenizer, bench.prompts, max_new_tokens=bench.tokens)
+        rows.append(["base model", *["–"] * 6, *costs(base)])
     for method in methods:
-        rows.append(bench.row(method))
+        rows.append(bench.row(method, training=training))
         print(f"<!-- {' | '.join(rows[-1])} -->", flush=True)  # a long run that is cut keeps its rows
-    gate_path = bench.top(bench.score("gate_path"))
-    rows.append(["random, layers of gate_path", *["–"] * 6, *costs(bench.trained(gate_path.layer_matched_random(1)))])
-    print_table(header, rows)
+    if training:
+        control = bench.ranked("gate_path")[0].layer_matched_random(1)
+        rows.append(["random, layers of gate_path", *["–"] * 6, *costs(bench.trained(control))])
+    print_table(HEADER + TRAINED if training else HEADER, rows)
 
 
 def main() -> None:
@@ -121,13 +124,15 @@ def main() -> None:
     options.add_argument("--model", default=str(DEMO), help="directory of a chat model")
     options.add_argument("--prompts", default=None, help="directory of a prompt set; the shipped one by default")
     options.add_argument("--other", default=None, help="second checkpoint, for rms_change")
-    options.add_argument("--n-prompts", type=int, default=16, help="prompts of each kind to score and verify on")
+    options.add_argument("--n-prompts", type=int, default=16, help="prompts of each kind and half")
     options.add_argument("--methods", nargs="+", default=None, help="methods to compare; all by default")
+    options.add_argument("--training", action="store_true", help="train the scales of each list for a while, too")
     given = set_up(options)
     known = [name for name in METHODS if name != "rms_change" or given.other]
     methods = given.methods or (["gate_path", "random"] if given.quick else known)
     print_header("Attribution methods")
-    show(Bench(given.model, given.prompts, given.other, n_prompts=given.n_prompts, quick=given.quick), methods)
+    bench = Bench(given.model, given.prompts, given.other, n_prompts=given.n_prompts, quick=given.quick)
+    show(bench, methods, training=given.training or given.quick)
 
 
 if __name__ == "__main__":
