@@ -1,7 +1,8 @@
 """
 Which attribution method finds neurons that can be trusted? Each beside layer-matched random sets.
 
-    python benchmarks/methods.py [--model DIR] [--prompts DIR] [--methods NAME ...] [--training] [--quick] [--threads N]
+    python benchmarks/methods.py [--model DIR] [--prompts DIR] [--methods NAME ...]
+        [--training] [--quick] [--threads N]
 
 For each method: the effect of its top neurons on the refusal margin of attacked test prompts of held-out families, its
 place among 20 layer-matched random sets, the overlap of the lists of two halves of the prompts (the list itself comes
@@ -74,9 +75,8 @@ class Bench:
         start = time.perf_counter()
         halves = [self.score(method, half) for half in (0, 1)]
         seconds = time.perf_counter() - start
-        mean = {
-            site: (score + halves[1].values["safety"][site]) / 2 for site, score in halves[0].values["safety"].items()
-        }
+        one, other = (half.values["safety"] for half in halves)
+        mean = {site: (score + other[site]) / 2 for site, score in one.items()}
         first, second = map(self.top, halves)
         return self.top(Scores({"safety": mean})), first.jaccard(second), seconds
 
