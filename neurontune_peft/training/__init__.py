@@ -3,5 +3,6 @@
 from neurontune_peft.training.config import MetaConfig
 from neurontune_peft.training.log import Log, StepLog
 from neurontune_peft.training.meta import meta_train
+from neurontune_peft.training.sparsity import drop_zeros, without_zeros
 
-__all__ = ["Log", "MetaConfig", "StepLog", "meta_train"]
+__all__ = ["Log", "MetaConfig", "StepLog", "drop_zeros", "meta_train", "without_zeros"]

@@ -23,6 +23,7 @@ class StepData:
         query (`tuple`): The same with other prompts and other templates, for the outer loss.
         plain (`tuple`): Plain harmful prompts with refusals.
         utility (`tuple`): Benign, borderline and wrapped benign prompts with their answers.
+        kinds (`tuple[str, ...]`, *optional*): `"benign"`, `"borderline"` or `"wrapped"` for each of `utility`.
     """
 
     family: str
@@ -30,6 +31,7 @@ class StepData:
     query: Pairs
     plain: Pairs
     utility: Pairs
+    kinds: tuple[str, ...] = ()
 
 
 class TaskSampler:
@@ -79,7 +81,8 @@ class TaskSampler:
         family = order[place]
         support, query = self._attacked(family, rng)
         plain = [(p.prompt, rng.choice(self._refusals)) for p in _sample(rng, self._harmful, self._config.plain_size)]
-        return StepData(family, support, query, tuple(plain), self._utility(rng))
+        utility, kinds = self._utility(rng)
+        return StepData(family, support, query, tuple(plain), utility, kinds)
 
     def _attacked(self, family: str, rng: random.Random) -> tuple[Pairs, Pairs]:
         usable = self._prompts.attackable(self._harmful, family=family, split="train")
@@ -104,15 +107,17 @@ class TaskSampler:
             (attack.apply(p.prompt), rng.choice(self._refusals)) for p, attack in zip(harmful, chosen, strict=True)
         )
 
-    def _utility(self, rng: random.Random) -> Pairs:
+    def _utility(self, rng: random.Random) -> tuple[Pairs, tuple[str, ...]]:
         config = self._config
-        plain = _sample(rng, self._benign, config.benign_size)
-        plain += _sample(rng, self._borderline, config.borderline_size)
-        pairs = [(p.prompt, str(p.response)) for p in plain]
+        benign = _sample(rng, self._benign, config.benign_size)
+        borderline = _sample(rng, self._borderline, config.borderline_size)
+        pairs = [(p.prompt, str(p.response)) for p in (*benign, *borderline)]
+        kinds = ["benign"] * len(benign) + ["borderline"] * len(borderline)
         if self._templates:
             inside = _sample(rng, self._benign, config.wrapped_size)
             pairs += [(rng.choice(self._templates).apply(p.prompt), str(p.response)) for p in inside]
-        return tuple(pairs)
+            kinds += ["wrapped"] * len(inside)
+        return tuple(pairs), tuple(kinds)
 
 
 def _answered(prompts: PromptSet, kind: str) -> tuple[Prompt, ...]:

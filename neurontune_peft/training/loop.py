@@ -1,0 +1,145 @@
+"""The loop: draw a task, move the deltas, keep what is good, stop when it makes no sense to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from neurontune_peft.training.budgets import Pressure, barrier_loss, limits_of, step_back_, worst_excess
+from neurontune_peft.training.config import MetaConfig
+from neurontune_peft.training.inner import Task, Values
+from neurontune_peft.training.log import StepLog, ValidationLog
+from neurontune_peft.training.outer import Outer, outer_gradient, utility_of
+from neurontune_peft.training.sparsity import shrink_
+from neurontune_peft.training.state import LoopState
+from neurontune_peft.training.validation import Validation
+
+Validate = Callable[[Values], Validation]
+Measure = Callable[[Values], Mapping[str, float]]
+
+
+def learn(
+    state: LoopState,
+    draw: Callable[[int], Task],
+    config: MetaConfig,
+    *,
+    validate: Validate | None = None,
+    measure: Measure | None = None,
+    save: Callable[[], None] | None = None,
+    bar: Any = None,
+) -> str:
+    """
+    Move the deltas of a state for the steps that are left.
+
+    Args:
+        state ([`LoopState`]): Where the loop stands; changed in place.
+        draw (`Callable`): From a number to a [`Task`].
+        config ([`MetaConfig`]): The options.
+        validate (`Callable`, *optional*): From values to a [`Validation`]; called every `validation_interval` steps.
+        measure (`Callable`, *optional*): From values to the costs that no step may raise above `barrier` budgets.
+        save (`Callable`, *optional*): Called every `checkpoint_every` steps, and when the loop is interrupted.
+        bar (`tqdm`, *optional*): Progress bar.
+
+    Returns:
+        `str`: Why the loop ended early; empty when all steps were made.
+
+    Raises:
+        FloatingPointError: When a loss is NaN or infinite; the deltas are those of the step before.
+    """
+    if validate is not None and not state.validations:
+        _validate(state, validate, config)
+    while state.step < config.steps:
+        before = state.tensors(), state.numbers()
+        try:
+            advance(state, draw, config, measure=measure)
+            last = state.step == config.steps
+            if validate is not None and (last or state.step % config.validation_interval == 0):
+                _validate(state, validate, config)
+            if bar is not None:
+                bar.set_postfix(safety=f"{state.history[-1].safety:.3f}", kl=f"{state.history[-1].kl:.4f}")
+                bar.update()
+            if save is not None and (last or state.step % config.checkpoint_every == 0):
+                save()
+        except KeyboardInterrupt:  # it may come in the middle of an update
+            state.restore(*before)
+            if save is not None:
+                save()
+            return f"interrupted after {state.step} of {config.steps} steps"
+    return ""
+
+
+def advance(
+    state: LoopState, draw: Callable[[int], Task], config: MetaConfig, *, measure: Measure | None = None
+) -> None:
+    """One outer step: gradient, update, projection, and new multipliers of the budgets."""
+    limits = limits_of(config)
+    pressure = state.pressure if state.pressure.multipliers else Pressure.none(limits)
+    weigh = partial(cost_loss, config=config, pressure=pressure, step=state.step)
+    outer = outer_gradient(state.deltas, draw(state.step), config, weigh)
+    utility = utility_of(outer.costs, config)
+    _check_finite(outer, utility, state.step)
+    start = [parameter.detach().clone() for parameter in state.deltas.parameters]
+    update(state, outer, config)
+    if config.barrier and measure is not None:
+        step_back_(state.deltas, start, lambda values: worst_excess(measure(values), limits) <= 0)
+    if config.ema:
+        state.follow(config.ema)
+    entry = StepLog(
+        state.step,
+        outer.family,
+        outer.safety,
+        utility,
+        outer.costs["kl"],
+        outer.costs["nll"],
+        inner=outer.inner,
+        values={name: outer.costs[name] for name in limits},
+        multipliers=pressure.multipliers,
+    )
+    state.history = (*state.history, entry)
+    state.pressure = pressure if config.barrier else pressure.after(outer.costs, limits)
+    state.step += 1
+
+
+def cost_loss(costs: Mapping[str, Tensor], *, config: MetaConfig, pressure: Pressure, step: int) -> Tensor:
+    """The costs' part of the outer loss: the weighted utility term, or what presses against exceeded budgets."""
+    limits = limits_of(config)
+    if not limits:
+        return config.utility_weight * utility_of(costs, config)
+    if config.barrier:
+        return barrier_loss(costs, limits, config.barrier_weight * (1 - step / config.steps))
+    return pressure.loss(costs, limits)
+
+
+def update(state: LoopState, outer: Outer, config: MetaConfig) -> None:
+    """Adam with a rate that falls linearly to 0, the proximal step of the L1 penalty, projection into the bounds."""
+    lr = config.lr * (1 - state.step / config.steps)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    for parameter, gradient in zip(state.deltas.parameters, outer.gradients, strict=True):
+        parameter.grad = gradient
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    if config.l1:
+        shrink_(state.deltas, lr * config.l1)
+    state.deltas.project_()
+
+
+def _validate(state: LoopState, validate: Validate, config: MetaConfig) -> None:
+    """Measure the deltas and keep them if they are the best so far: within the budgets first, then by their loss."""
+    values = state.shipped
+    result = validate(values)
+    utility, limits = utility_of(result.costs, config), limits_of(config)
+    state.validations = (*state.validations, ValidationLog(state.step, result.safety, utility, result.costs))
+    weight = 0.0 if limits else config.utility_weight
+    state.keep(values, [max(0.0, worst_excess(result.costs, limits)), result.safety + weight * utility])
+
+
+def _check_finite(outer: Outer, utility: float, step: int) -> None:
+    if not outer.finite:
+        raise FloatingPointError(
+            f"got a loss or gradient that is NaN or infinite at step {step} (family '{outer.family}', safety "
+            f"{outer.safety}, utility {utility}); expected finite numbers; lower lr, or load the model in float32"
+        )
