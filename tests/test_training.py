@@ -177,8 +177,10 @@ def test_a_prompt_set_without_borderline_prompts_or_templates_works():
         Attack("optimised", f"o-{i}", "train", prompt_id=f"ht-{i}", attacked_prompt=f"!! Break {i} !!")
         for i in range(3)
     )
-    log = meta_train(model, TOKENIZER, PromptSet(kept, made, PROMPTS.phrases), replace(SMALL, steps=2))
+    with pytest.warns(UserWarning, match=r"one usable attack family \('optimised'\).*training is joint"):
+        log = meta_train(model, TOKENIZER, PromptSet(kept, made, PROMPTS.phrases), replace(SMALL, steps=2))
     assert {step.family for step in log.steps} == {"optimised"}
+    assert log.config["order"] == "none"
 
 
 def test_support_and_query_share_no_prompt_and_no_template():

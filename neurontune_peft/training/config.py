@@ -59,9 +59,28 @@ class MetaConfig:
         nll_weight (`float`, *optional*, defaults to `0.2`): Weight of the answers' negative log-likelihood. *ours*
         first_token_weight (`float`, *optional*, defaults to `4.0`):
             Weight of an answer's first token relative to its others: it decides whether a model refuses. *ours*
+        margin_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of `softplus(-refusal margin)` in the safety losses. *re-implementation* of the margin; as a loss
+            *ours*
         bounds (`Mapping[str, tuple[float, float]]`, *optional*):
             Role to the lowest and highest delta; deltas are projected into it after each step. A role that is not
             named is free. Defaults to `(0.0, 2.0)` for safety and `(-0.5, 0.0)` for utility. *re-implementation*
+        signed (`bool`, *optional*, defaults to `False`):
+            Let safety neurons also be turned down, to scale 0 at most: those whose amplification makes the model
+            comply. *ours*
+        attacks (`bool`, *optional*, defaults to `True`):
+            `False` trains from plain harmful requests only and sees no attack template, also not around benign
+            prompts (NeST, arXiv 2602.16835). That is one task, so training is joint.
+        tie (`str`, *optional*, defaults to `"none"`):
+            `"cluster"`: neurons of a role that act alike share one delta, by k-means on their activations (NeST,
+            arXiv 2602.16835).
+        clusters (`int`, *optional*, defaults to `32`): Most clusters per role. *ours*
+        zero_share (`float`, *optional*, defaults to `0.0`):
+            Share of the adapter's own neurons that each task leaves at scale 0 in the safety losses, so that safety
+            survives pruning. *ours*
+        finetune_steps (`int`, *optional*, defaults to `0`):
+            Steps of the inner step's size, after the inner steps, that make the support set comply, so that safety
+            survives later fine-tuning. Needs meta-learning. *ours*
         nested (`bool`, *optional*, defaults to `False`):
             Draw a share of 1/8, 1/4, 1/2 or 1 of each role's ranking for the safety losses of each task, so that any
             prefix of the rankings works at load time. *paper* has count thresholds; training them so is *ours*.
@@ -112,7 +131,14 @@ class MetaConfig:
     kl_weight: float = 1.0
     nll_weight: float = 0.2
     first_token_weight: float = 4.0
+    margin_weight: float = 0.0
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=_default_bounds)
+    signed: bool = False
+    attacks: bool = True
+    tie: Literal["none", "cluster"] = "none"
+    clusters: int = 32
+    zero_share: float = 0.0
+    finetune_steps: int = 0
     nested: bool = False
     ema: float = 0.0
     l1: float = 0.0
@@ -132,6 +158,15 @@ class MetaConfig:
         """Steps between two validations; 0 for none."""
         budgets = any(getattr(self, name) is not None for name in BUDGETS)
         return self.validate_every or (max(1, self.steps // 10) if budgets else 0)
+
+    @property
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """The bounds of each role, with those of safety extended down to scale 0 when signed."""
+        limits = dict(self.bounds)
+        if self.signed and "safety" in limits:
+            low, high = limits["safety"]
+            limits["safety"] = (min(low, -1.0), high)
+        return limits
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON values."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 CHOICES = {
     "order": ("first", "second", "none"),
     "refusal_targets": ("phrases", "own"),
+    "tie": ("none", "cluster"),
     "validation": ("templates", "family"),
 }
 POSITIVE = (
@@ -22,8 +23,9 @@ POSITIVE = (
     "checkpoint_every",
     "validation_size",
     "margin_phrases",
+    "clusters",
 )
-COUNTS = ("plain_size", "borderline_size", "wrapped_size", "validate_every")
+COUNTS = ("plain_size", "borderline_size", "wrapped_size", "validate_every", "finetune_steps")
 NUMBERS = (
     "lr",
     "inner_lr",
@@ -35,9 +37,10 @@ NUMBERS = (
     "first_token_weight",
     "barrier_weight",
     "l1",
+    "margin_weight",
 )
 BUDGETS = ("over_refusal_budget", "wrapped_benign_budget", "kl_budget", "perplexity_budget")
-SHARES = ("validation_share", "ema")  # less than 1
+SHARES = ("validation_share", "ema", "zero_share")  # less than 1
 
 
 def check_config(config: MetaConfig) -> None:
@@ -56,6 +59,11 @@ def check_config(config: MetaConfig) -> None:
     for name in SHARES:
         if not getattr(config, name) < 1:
             raise ValueError(f"got {name}={getattr(config, name)}; expected less than 1; lower it")
+    if config.finetune_steps and config.order == "none":
+        raise ValueError(
+            f"got finetune_steps={config.finetune_steps} with order='none', which has no inner loop; expected 0; use "
+            "order='first'"
+        )
     _check_budgets(config)
     for role, bound in config.bounds.items():
         if len(bound) != 2 or not bound[0] <= 0 <= bound[1]:

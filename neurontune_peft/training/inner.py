@@ -99,6 +99,10 @@ def through_inner_steps(deltas: Deltas, task: Task, config: MetaConfig) -> Attac
             at_deltas = at_deltas or [g.detach() for g in gradients]
             values = inner_step(deltas, values, gradients, config.inner_lr, keep_graph=second)
             inner.append(loss.item())
+        for _ in range(config.finetune_steps):  # somebody fine-tunes the refusals away
+            with task.safety_at(values):
+                gradients = torch.autograd.grad(task.support(values), values, create_graph=second)
+            values = inner_step(deltas, values, gradients, -config.inner_lr, keep_graph=second)
         with task.safety_at(values):
             loss = task.query(values)
             gradients = torch.autograd.grad(loss, start if second else values)

@@ -16,13 +16,11 @@ from neurontune_peft.training.budgets import budgets_met
 from neurontune_peft.training.checkpoint import checkpoint_of
 from neurontune_peft.training.config import MetaConfig
 from neurontune_peft.training.deltas import find_deltas
-from neurontune_peft.training.families import Families
 from neurontune_peft.training.log import Log
 from neurontune_peft.training.loop import learn
-from neurontune_peft.training.refusals import margin_of, refusal_texts
+from neurontune_peft.training.make import make_families
+from neurontune_peft.training.refusals import refusal_texts
 from neurontune_peft.training.state import LoopState
-from neurontune_peft.training.tasks import TaskSampler
-from neurontune_peft.training.validation import Validator, split_validation
 
 logger = logging.get_logger(__name__)
 
@@ -72,37 +70,33 @@ def meta_train(
         ```
     """
     config = MetaConfig() if config is None else config
-    deltas = find_deltas(model, config.bounds)
-    file = (
-        None if checkpoint is None else checkpoint_of(checkpoint, model, prompts, config, chat_template=chat_template)
-    )
-    found = None if file is None else file.load()
+    deltas = find_deltas(model, config.limits)
+    file = checkpoint and checkpoint_of(checkpoint, model, prompts, config, chat_template=chat_template)
+    found = file.load() if file else None
     state = LoopState(deltas, torch.optim.Adam(deltas.parameters, lr=config.lr))
+    options = {"chat_template": chat_template}
     with evaluating(model):  # dropout would drown the small effect of scales
-        if found is None:
-            refusals = refusal_texts(
-                model, tokenizer, prompts, source=config.refusal_targets, chat_template=chat_template
-            )
-        else:
-            refusals = found.refusals
-            state.restore(found.tensors, found.numbers)
-        train, held_back = split_validation(prompts, config) if config.validation_interval else (prompts, None)
-        families = Families(
-            model,
-            tokenizer,
-            deltas,
-            TaskSampler(train, config, refusals),
-            config,
-            chat_template=chat_template,
-            margin=margin_of(tokenizer, prompts, config.margin_phrases),
+        refusals = (
+            found.refusals
+            if found
+            else refusal_texts(model, tokenizer, prompts, source=config.refusal_targets, **options)
         )
-        validate = None if held_back is None else Validator(families, held_back, refusals)
-        save = None if file is None else partial(file.save, state, refusals)
+        families, validate = make_families(model, tokenizer, deltas, prompts, config, refusals, **options)
+        if found:
+            state.restore(found.tensors, found.numbers)
+        save = partial(file.save, state, refusals) if file else None
         with logging.tqdm(total=config.steps, initial=state.step, desc="train scales", unit="step") as bar:
-            measure = None if validate is None else validate.costs
-            stopped = learn(state, families.draw, config, validate=validate, measure=measure, save=save, bar=bar)
+            measure = validate.costs if validate else None
+            stopped = learn(
+                state, families.draw, families.config, validate=validate, measure=measure, save=save, bar=bar
+            )
         state.finish()
-    _say(stopped, checkpoint)
+    if stopped:
+        _say(stopped, checkpoint)
+    return _log(state, families.config, prompts, stopped)
+
+
+def _log(state: LoopState, config: MetaConfig, prompts: PromptSet, stopped: str) -> Log:
     kept = next((entry for entry in state.validations if entry.step == state.kept_step), None)
     return Log(
         state.history,
@@ -110,12 +104,11 @@ def meta_train(
         prompt_set=prompts.fingerprint,
         validations=state.validations,
         kept_step=state.kept_step,
-        budgets=() if kept is None else budgets_met(config, kept.costs),
+        budgets=budgets_met(config, kept.costs) if kept else (),
         stopped=stopped,
     )
 
 
 def _say(stopped: str, checkpoint: str | os.PathLike[str] | None) -> None:
-    if stopped:
-        remedy = "pass checkpoint=... to be able to go on" if checkpoint is None else f"go on with '{checkpoint}'"
-        logger.warning("Training %s; the deltas learnt so far are kept; run again to go on, or %s", stopped, remedy)
+    remedy = f"run it again with checkpoint='{checkpoint}'" if checkpoint else "pass checkpoint=... next time"
+    logger.warning("Training %s; the best deltas so far are kept; to go on, %s", stopped, remedy)

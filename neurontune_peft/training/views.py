@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,3 +71,33 @@ def prefix_view(ranks: Ranks, seed: str) -> View:
     """
     acts = ranks.within(random.Random(f"{seed}-share").choice(SHARES))
     return lambda values: [value * mask for value, mask in zip(values, acts, strict=True)]
+
+
+def zeroed_view(values_per_site: Sequence[int], share: float, seed: str) -> View:
+    """
+    Some neurons at scale 0, as an attacker would leave them who prunes what the adapter relies on (*ours*, after
+    SafeNeuron's pruning attack): what is learnt under it does not hang on single neurons.
+
+    Args:
+        values_per_site (`Sequence[int]`): Number of neurons of each site.
+        share (`float`): Share of all neurons, from 0 to 1, rounded.
+        seed (`str`): Decides which.
+    """
+    total = sum(values_per_site)
+    hit = torch.zeros(total, dtype=torch.bool)
+    hit[random.Random(f"{seed}-zero").sample(range(total), round(share * total))] = True
+    masks = hit.split(list(values_per_site))
+    return lambda values: [v.masked_fill(mask.to(v.device), -1.0) for v, mask in zip(values, masks, strict=True)]
+
+
+def one_after_another(views: Sequence[View]) -> View | None:
+    """The views applied in their order; `None` for none."""
+    if not views:
+        return None
+
+    def view(values: Values) -> Values:
+        for part in views:
+            values = part(values)
+        return values
+
+    return view
