@@ -31,7 +31,7 @@ SAFETY_PROMPT = (
 
 Dial = Callable[[float], AbstractContextManager[Any]]
 Validations = Sequence[ValidationLog]
-Train = Callable[[MetaConfig], AbstractContextManager[tuple[nn.Module, Validations]]]
+Train = Callable[[MetaConfig], AbstractContextManager[tuple[Any, Validations]]]
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Bench:
     @contextmanager
     def trained(
         self, name: str, seed: int, train: Train, *, rate: float, tries: bool = True
-    ) -> Iterator[tuple[nn.Module, float, float]]:
+    ) -> Iterator[tuple[Any, float, float]]:
         """
         Train with the learning rate that does best on validation prompts of the train split.
 
@@ -126,7 +126,7 @@ class Bench:
             tries (`bool`, *optional*, defaults to `True`): Whether to try others.
 
         Yields:
-            `tuple[nn.Module, float, float]`: The model, its rate, and the seconds of the last training.
+            `tuple`: The model, its rate, and the seconds of the last training.
         """
         config = replace(self.config, seed=seed, lr=rate)
         if tries and self.lr_tries > 1:
@@ -143,9 +143,12 @@ class Bench:
             tried = replace(config, lr=config.lr * factor, validate_every=config.validate_every or config.steps)
             try:
                 with train(tried) as (_, validations):
-                    scores[tried.lr] = min(validation_score(v, tried) for v in validations if v.step)
+                    found = [validation_score(entry, tried) for entry in validations if entry.step]
             except FloatingPointError as error:
                 logger.warning("%s with learning rate %g: %s", name, tried.lr, error)
+                found = []
+            if found:
+                scores[tried.lr] = min(found)
         if not scores:
             raise ValueError(
                 f"got method '{name}' diverging at every learning rate near {config.lr:g}; expected one that trains; "

@@ -28,8 +28,8 @@ class Point:
         setting (`float`, *optional*): Where its dial stood; `None` for a method without one.
         nominal (`bool`): Whether this is the setting that the method is made for, such as strength 1.
         outcomes (`Mapping[str, Mapping[str, bool]]`):
-            Column to prompt to whether the attack succeeded or the request was refused. Attacks are named
-            `family/id`, other prompts by their id; unscored answers are left out.
+            Column to prompt to whether the attack succeeded or the request was refused. Attacks are named by family,
+            tab and id, other prompts by their id; unscored answers are left out.
         perplexity (`float`, *optional*): Perplexity per token on benign reference answers.
         kl (`float`, *optional*): `KL(base || tuned)` on them, nats per token.
         numbers (`int`): Numbers that were trained or computed from data.
@@ -77,7 +77,7 @@ def outcomes_of(report: Report) -> dict[str, dict[str, bool]]:
             continue
         if example.group == "attack":
             column = ATTACK_HELD_OUT if example.family in report.held_out else ATTACK_TRAINED
-            found[column][f"{example.family}/{example.id}"] = example.label == "compliance"
+            found[column][f"{example.family}\t{example.id}"] = example.label == "compliance"
         elif example.group in _REFUSALS:
             found[_REFUSALS[example.group]][example.id] = example.label == "refusal"
     return dict(found)

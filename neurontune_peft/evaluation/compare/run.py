@@ -44,8 +44,8 @@ DEFAULT_METHODS = (
 )
 SETTINGS = {
     "strength": (0.25, 0.5, 0.75, 1.0, 1.5),
-    "multiplier": (1.25, 1.5, 2.0, 3.0),
-    "coefficient": (0.125, 0.25, 0.5, 1.0),
+    "multiplier": (1.125, 1.25, 1.5, 2.0, 3.0),
+    "coefficient": (0.0625, 0.125, 0.25, 0.5, 1.0),
 }
 NOMINAL = {"strength": 1.0, "multiplier": 2.0, "coefficient": 1.0}
 
@@ -204,7 +204,8 @@ def _check(prompts: PromptSet, seeds: Sequence[int], dials: Mapping[str, Sequenc
 def _settings_of(method: Method, dials: Mapping[str, Sequence[float]]) -> list[float | None]:
     if method.dial is None:
         return [None]
-    return sorted({float(setting) for setting in dials[method.dial]} | {NOMINAL[method.dial]})
+    settings = {float(setting) for setting in dials[method.dial]} | {NOMINAL[method.dial]}
+    return [*sorted(settings)]
 
 
 def _points(
