@@ -132,9 +132,10 @@ def _notes(comparison: Comparison) -> list[str]:
     notes = {row.method: row.note for row in comparison.rows if row.note}
     found = [
         f"Medians over seeds {options.get('seeds', NOTHING)}; in brackets, 95 % bootstrap intervals over requests, "
-        "which do not cover the choice of the setting. `a : b of n`: attacks that succeed against the other method only, "
-        f"and against `{comparison.reference}` only, in at least half of the seeds, with an exact McNemar test; held-out "
-        "families where there are some. Attacks on one request are not independent: take p-values as a guide.",
+        "which do not cover the choice of the setting. `a : b of n`: attacks that succeed against the other method "
+        f"only, and against `{comparison.reference}` only, in at least half of the seeds, with an exact McNemar test; "
+        "held-out families where there are some. Attacks on one request are not independent: take p-values as a "
+        "guide.",
         "`numbers` are trained or computed from data. Peak memory is the high-water mark of the process up to then: "
         "it never falls from method to method. Time is one training with its scoring, without tried learning rates.",
         f"The judge is `{comparison.judge}`. {comparison.judge_limits}".rstrip(),
