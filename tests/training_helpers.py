@@ -25,15 +25,22 @@ SMALL = MetaConfig(
 )
 
 
-def peft_model(*, neurons_per_role=12, **options):
-    neurons = Neurons.from_ranked(
+def neurons_of(per_role=12):
+    return Neurons.from_ranked(
         {
-            "safety": [(site, index) for index in range(neurons_per_role) for site in SITES],
+            "safety": [(site, index) for index in range(per_role) for site in SITES],
             "utility": [(site, index) for index in range(20, 26) for site in SITES],
         },
         widths=dict.fromkeys(SITES, 48),
     )
-    return get_peft_model(tiny_llama(), NeuronTuneConfig(task_type="CAUSAL_LM", neurons=neurons, **options))
+
+
+NEURONS = neurons_of()
+
+
+def peft_model(*, neurons_per_role=12, **options):
+    config = NeuronTuneConfig(task_type="CAUSAL_LM", neurons=neurons_of(neurons_per_role), **options)
+    return get_peft_model(tiny_llama(), config)
 
 
 def values_of(model):

@@ -92,6 +92,7 @@ class Checkpoint:
         numbers = content["state"]
         numbers["history"] = tuple(StepLog.from_dict(entry) for entry in numbers["history"])
         numbers["validations"] = tuple(ValidationLog(**entry) for entry in numbers["validations"])
+        numbers["course"] = tuple(numbers["course"])
         numbers["pressure"] = Pressure(**numbers["pressure"])
         return Saved(tensors, numbers, tuple(content["refusals"]))
 

@@ -93,6 +93,9 @@ class MetaConfig:
         refusal_targets (`str`, *optional*, defaults to `"phrases"`):
             What harmful prompts shall be answered with: `"phrases"` of the prompt set, or the model's `"own"` refusals
             of plain harmful prompts. *ours*
+        accumulation (`int`, *optional*, defaults to `1`):
+            Tasks per step, whose gradients are averaged; under accelerate or torchrun they are dealt to the processes,
+            so it must be a multiple of their number. *ours*
         validate_every (`int`, *optional*, defaults to `0`):
             Steps between two validations; the deltas that do best are kept. 0: none, the last deltas are kept; with
             budgets, a tenth of all steps. *ours*
@@ -143,6 +146,7 @@ class MetaConfig:
     ema: float = 0.0
     l1: float = 0.0
     refusal_targets: Literal["phrases", "own"] = "phrases"
+    accumulation: int = 1
     validate_every: int = 0
     validation: Literal["templates", "family"] = "templates"
     validation_share: float = 0.25

@@ -24,6 +24,7 @@ POSITIVE = (
     "validation_size",
     "margin_phrases",
     "clusters",
+    "accumulation",
 )
 COUNTS = ("plain_size", "borderline_size", "wrapped_size", "validate_every", "finetune_steps")
 NUMBERS = (

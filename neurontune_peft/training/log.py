@@ -40,6 +40,13 @@ class StepLog:
     values: Mapping[str, float] = field(default_factory=dict)
     multipliers: Mapping[str, float] = field(default_factory=dict)
 
+    def numbers(self) -> dict[str, float]:
+        """The losses and multipliers by name, as experiment trackers take them."""
+        losses = {name: getattr(self, name) for name in ("safety", "utility", "kl", "nll")}
+        inner = {f"inner/{number}": loss for number, loss in enumerate(self.inner)}
+        values = {f"value/{name}": value for name, value in self.values.items()}
+        return losses | inner | values | {f"multiplier/{name}": value for name, value in self.multipliers.items()}
+
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> StepLog:
         """The entry that `dataclasses.asdict` gave."""
@@ -116,7 +123,8 @@ class Log:
             course = [getattr(entry, name) for entry in self.steps]
             lines.append(f"  {name:<7} {sum(course[:tenth]) / tenth:8.4f} -> {sum(course[-tenth:]) / tenth:8.4f}")
         if self.kept_step is not None:
-            lines.append(f"  kept the deltas after {self.kept_step} steps, the best on validation prompts")
+            why = ", the best on validation prompts" if self.validations else ""
+            lines.append(f"  kept the deltas after {self.kept_step} steps{why}")
         lines += [f"  {budget}" for budget in self.budgets]
         if self.stopped:
             lines.append(f"  {self.stopped}")

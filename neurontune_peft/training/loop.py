@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from neurontune_peft.training.budgets import Pressure, barrier_loss, limits_of, step_back_, worst_excess
@@ -13,10 +14,13 @@ from neurontune_peft.training.config import MetaConfig
 from neurontune_peft.training.inner import Task, Values
 from neurontune_peft.training.log import StepLog, ValidationLog
 from neurontune_peft.training.outer import Outer, outer_gradient, utility_of
+from neurontune_peft.training.parallel import over_tasks
 from neurontune_peft.training.sparsity import shrink_
 from neurontune_peft.training.state import LoopState
 from neurontune_peft.training.validation import Validation
 
+WINDOW = 5  # steps over which the course of the loss is smoothed; `ours`
+START_TASKS = 8  # whose losses before the first step say what is high; `ours`
 Validate = Callable[[Values], Validation]
 Measure = Callable[[Values], Mapping[str, float]]
 
@@ -29,6 +33,7 @@ def learn(
     validate: Validate | None = None,
     measure: Measure | None = None,
     save: Callable[[], None] | None = None,
+    track: Callable[..., None] | None = None,
     bar: Any = None,
 ) -> str:
     """
@@ -41,6 +46,7 @@ def learn(
         validate (`Callable`, *optional*): From values to a [`Validation`]; called every `validation_interval` steps.
         measure (`Callable`, *optional*): From values to the costs that no step may raise above `barrier` budgets.
         save (`Callable`, *optional*): Called every `checkpoint_every` steps, and when the loop is interrupted.
+        track (`Callable`, *optional*): Called after each step with `{name: number}` and `step=`.
         bar (`tqdm`, *optional*): Progress bar.
 
     Returns:
@@ -51,13 +57,17 @@ def learn(
     """
     if validate is not None and not state.validations:
         _validate(state, validate, config)
-    while state.step < config.steps:
+    if state.start_loss is None:
+        state.start_loss = highest_loss(state, draw, config)
+    while state.step < config.steps and not diverged(state, config):
         before = state.tensors(), state.numbers()
         try:
             advance(state, draw, config, measure=measure)
             last = state.step == config.steps
             if validate is not None and (last or state.step % config.validation_interval == 0):
                 _validate(state, validate, config)
+            if track is not None:
+                track(state.history[-1].numbers(), step=state.history[-1].step)
             if bar is not None:
                 bar.set_postfix(safety=f"{state.history[-1].safety:.3f}", kl=f"{state.history[-1].kl:.4f}")
                 bar.update()
@@ -68,7 +78,7 @@ def learn(
             if save is not None:
                 save()
             return f"interrupted after {state.step} of {config.steps} steps"
-    return ""
+    return diverged(state, config)
 
 
 def advance(
@@ -78,10 +88,13 @@ def advance(
     limits = limits_of(config)
     pressure = state.pressure if state.pressure.multipliers else Pressure.none(limits)
     weigh = partial(cost_loss, config=config, pressure=pressure, step=state.step)
-    outer = outer_gradient(state.deltas, draw(state.step), config, weigh)
+    outer = over_tasks(
+        lambda number: outer_gradient(state.deltas, draw(number), config, weigh), state.step, config.accumulation
+    )
     utility = utility_of(outer.costs, config)
     _check_finite(outer, utility, state.step)
     start = [parameter.detach().clone() for parameter in state.deltas.parameters]
+    _note_course(state, start, outer.safety + cost_weight(config) * utility)
     update(state, outer, config)
     if config.barrier and measure is not None:
         step_back_(state.deltas, start, lambda values: worst_excess(measure(values), limits) <= 0)
@@ -101,6 +114,49 @@ def advance(
     state.history = (*state.history, entry)
     state.pressure = pressure if config.barrier else pressure.after(outer.costs, limits)
     state.step += 1
+
+
+def _note_course(state: LoopState, values: list[Tensor], loss: float) -> None:
+    """Remember the loss, and the values where its course was lowest: a run that diverges falls back on them."""
+    state.course = (*state.course, loss)
+    last = state.course[-WINDOW:]
+    mean = sum(last) / len(last)
+    if state.lowest is None or mean < state.lowest_mean:
+        state.lowest, state.lowest_mean, state.lowest_step = values, mean, state.step
+
+
+@torch.no_grad()
+def highest_loss(state: LoopState, draw: Callable[[int], Task], config: MetaConfig) -> float:
+    """The highest loss of the first tasks before any step: families differ, so that one alone would say little."""
+    values, losses = state.deltas.parameters, []
+    for number in range(START_TASKS):
+        task = draw(number)
+        with task.safety_at(values):
+            parts = [task.query(values), *([] if task.plain is None else [config.plain_weight * task.plain(values)])]
+        with (task.costs_at or task.safety_at)(values):
+            costs = {name: cost.item() for name, cost in task.costs(values).items()}
+        losses.append(sum(part.item() for part in parts) + cost_weight(config) * utility_of(costs, config))
+    return max(losses)
+
+
+def diverged(state: LoopState, config: MetaConfig) -> str:
+    """Why it makes no sense to go on: the last losses are far above all at the start (*ours*); else empty."""
+    if len(state.course) < WINDOW or state.start_loss is None:
+        return ""
+    last = sum(state.course[-WINDOW:]) / WINDOW
+    if last <= 2 * state.start_loss + 1:
+        return ""
+    if state.kept is None:
+        state.kept, state.kept_step = state.lowest, state.lowest_step
+    return (
+        f"diverged at step {state.step - 1} of {config.steps} (loss {last:.3g}, at most {state.start_loss:.3g} at the "
+        f"start); the deltas after {state.kept_step} steps are kept; lower lr={config.lr:g}"
+    )
+
+
+def cost_weight(config: MetaConfig) -> float:
+    """Weight of the utility term; 0 where budgets take its place."""
+    return 0.0 if limits_of(config) else config.utility_weight
 
 
 def cost_loss(costs: Mapping[str, Tensor], *, config: MetaConfig, pressure: Pressure, step: int) -> Tensor:
@@ -133,8 +189,8 @@ def _validate(state: LoopState, validate: Validate, config: MetaConfig) -> None:
     result = validate(values)
     utility, limits = utility_of(result.costs, config), limits_of(config)
     state.validations = (*state.validations, ValidationLog(state.step, result.safety, utility, result.costs))
-    weight = 0.0 if limits else config.utility_weight
-    state.keep(values, [max(0.0, worst_excess(result.costs, limits)), result.safety + weight * utility])
+    loss = result.safety + cost_weight(config) * utility
+    state.keep(values, [max(0.0, worst_excess(result.costs, limits)), loss])
 
 
 def _check_finite(outer: Outer, utility: float, step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,8 @@ from neurontune_peft.training.deltas import find_deltas
 from neurontune_peft.training.log import Log
 from neurontune_peft.training.loop import learn
 from neurontune_peft.training.make import make_families
+from neurontune_peft.training.parallel import check_divisible, process
+from neurontune_peft.training.recompute import check_recomputable, recomputing
 from neurontune_peft.training.refusals import refusal_texts
 from neurontune_peft.training.state import LoopState
 
@@ -33,6 +36,7 @@ def meta_train(
     *,
     chat_template: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    track: Callable[..., None] | None = None,
 ) -> Log:
     """
     Learn the scales of the active adapter, in place.
@@ -42,7 +46,8 @@ def meta_train(
     and wrapped benign prompts as before at the deltas themselves, moves the deltas for good (Adam, then projection
     into the bounds). Only the deltas change; the model computes in evaluation mode and is put back afterwards.
 
-    Ctrl-C ends the training, not the program: the deltas learnt so far stay, and `Log.stopped` says so.
+    Ctrl-C ends the training, not the program: the best deltas so far stay, and `Log.stopped` says so. The same holds
+    for a run that diverges.
 
     Args:
         model (`PeftModel`): A model with one active NeuronTune adapter.
@@ -53,6 +58,8 @@ def meta_train(
         checkpoint (`str` or `os.PathLike`, *optional*):
             File that is written every `checkpoint_every` steps. Where it exists, the run goes on from it, and ends
             with the same deltas, bit for bit, as if it had never stopped.
+        track (`Callable`, *optional*):
+            Called after each step as `track({name: number}, step=step)`; [`~accelerate.Accelerator.log`] fits.
 
     Returns:
         [`Log`]: The losses of each step.
@@ -71,11 +78,13 @@ def meta_train(
     """
     config = MetaConfig() if config is None else config
     deltas = find_deltas(model, config.limits)
+    check_recomputable(model, config.order)
+    check_divisible(config.accumulation)
     file = checkpoint and checkpoint_of(checkpoint, model, prompts, config, chat_template=chat_template)
     found = file.load() if file else None
     state = LoopState(deltas, torch.optim.Adam(deltas.parameters, lr=config.lr))
     options = {"chat_template": chat_template}
-    with evaluating(model):  # dropout would drown the small effect of scales
+    with evaluating(model), recomputing(model):  # dropout would drown the small effect of scales
         refusals = (
             found.refusals
             if found
@@ -84,11 +93,17 @@ def meta_train(
         families, validate = make_families(model, tokenizer, deltas, prompts, config, refusals, **options)
         if found:
             state.restore(found.tensors, found.numbers)
-        save = partial(file.save, state, refusals) if file else None
+        save = partial(file.save, state, refusals) if file and process()[0] == 0 else None
         with logging.tqdm(total=config.steps, initial=state.step, desc="train scales", unit="step") as bar:
-            measure = validate.costs if validate else None
             stopped = learn(
-                state, families.draw, families.config, validate=validate, measure=measure, save=save, bar=bar
+                state,
+                families.draw,
+                families.config,
+                validate=validate,
+                measure=validate.costs if validate else None,
+                save=save,
+                track=track,
+                bar=bar,
             )
         state.finish()
     if stopped:
@@ -110,5 +125,9 @@ def _log(state: LoopState, config: MetaConfig, prompts: PromptSet, stopped: str)
 
 
 def _say(stopped: str, checkpoint: str | os.PathLike[str] | None) -> None:
-    remedy = f"run it again with checkpoint='{checkpoint}'" if checkpoint else "pass checkpoint=... next time"
-    logger.warning("Training %s; the best deltas so far are kept; to go on, %s", stopped, remedy)
+    if stopped.startswith("interrupted"):
+        stopped += "; the best deltas so far are kept; "
+        stopped += (
+            f"run again with checkpoint='{checkpoint}' to go on" if checkpoint else "next time pass checkpoint=..."
+        )
+    logger.warning("Training %s", stopped)

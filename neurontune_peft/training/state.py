@@ -12,6 +12,18 @@ from neurontune_peft.training.budgets import Pressure
 from neurontune_peft.training.deltas import Deltas
 from neurontune_peft.training.log import StepLog, ValidationLog
 
+NUMBERS = (
+    "step",
+    "history",
+    "validations",
+    "pressure",
+    "start_loss",
+    "course",
+    "lowest_mean",
+    "lowest_step",
+    "kept_step",
+    "kept_score",
+)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -28,6 +40,11 @@ class LoopState:
         pressure ([`Pressure`], *optional*): Multipliers of the budgets.
         validations (`tuple[ValidationLog, ...]`, *optional*): The validations so far.
         average (`list[torch.Tensor]`, *optional*): Exponential moving average of the deltas, per site `(k,)`.
+        start_loss (`float`, *optional*): The highest loss of the first tasks before the first step.
+        course (`tuple[float, ...]`, *optional*): Loss of each step so far.
+        lowest (`list[torch.Tensor]`, *optional*): The deltas where the course was lowest, per site `(k,)`.
+        lowest_mean (`float`, *optional*): The smoothed loss there.
+        lowest_step (`int`, *optional*): How many steps led to them.
         kept (`list[torch.Tensor]`, *optional*): The best values so far, per site `(k,)`.
         kept_step (`int`, *optional*): How many steps led to them.
         kept_score (`list[float]`, *optional*): How good they are; the lexically smallest is best.
@@ -39,6 +56,11 @@ class LoopState:
     history: tuple[StepLog, ...] = ()
     pressure: Pressure = field(default_factory=lambda: Pressure({}, {}))
     validations: tuple[ValidationLog, ...] = ()
+    start_loss: float | None = None
+    course: tuple[float, ...] = ()
+    lowest: list[Tensor] | None = None
+    lowest_mean: float = 0.0
+    lowest_step: int | None = None
     average: list[Tensor] | None = None
     kept: list[Tensor] | None = None
     kept_step: int | None = None
@@ -79,20 +101,13 @@ class LoopState:
             named[f"delta.{number}"] = parameter
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 named[f"{name}.{number}"] = value
-        for kind, values in (("kept", self.kept), ("average", self.average)):
+        for kind, values in (("kept", self.kept), ("average", self.average), ("lowest", self.lowest)):
             named |= {f"{kind}.{number}": value for number, value in enumerate(values or ())}
         return {name: value.detach().clone() for name, value in named.items()}
 
     def numbers(self) -> dict[str, Any]:
         """Everything else: JSON values, and entries of the log."""
-        return {
-            "step": self.step,
-            "history": self.history,
-            "validations": self.validations,
-            "pressure": self.pressure,
-            "kept_step": self.kept_step,
-            "kept_score": self.kept_score,
-        }
+        return {name: getattr(self, name) for name in NUMBERS}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
@@ -103,11 +118,9 @@ class LoopState:
             if f"step.{number}" in tensors:  # Adam counts its steps on the CPU
                 moments = {name: tensors[f"{name}.{number}"].to(parameter.device) for name in MOMENTS}
                 self.optimizer.state[parameter] = {"step": tensors[f"step.{number}"], **moments}
-        self.kept, self.average = self._list(tensors, "kept"), self._list(tensors, "average")
-        self.step = numbers["step"]
-        self.history, self.validations = numbers["history"], numbers["validations"]
-        self.pressure = numbers["pressure"]
-        self.kept_step, self.kept_score = numbers["kept_step"], numbers["kept_score"]
+        self.kept, self.average, self.lowest = (self._list(tensors, kind) for kind in ("kept", "average", "lowest"))
+        for name in NUMBERS:
+            setattr(self, name, numbers[name])
 
     def _list(self, tensors: dict[str, Tensor], kind: str) -> list[Tensor] | None:
         if f"{kind}.0" not in tensors:
