@@ -15,7 +15,7 @@ from neurontune_peft.attribution import gradient
 from neurontune_peft.evaluation import evaluate
 from neurontune_peft.evaluation.compare import Comparison, Limits, Point, compare
 from neurontune_peft.evaluation.compare import run as run_module
-from neurontune_peft.evaluation.compare.bench import Bench, finished
+from neurontune_peft.evaluation.compare.bench import Bench
 from neurontune_peft.evaluation.compare.frontier import attack_at_cost
 from neurontune_peft.evaluation.compare.joint import joint_train
 from neurontune_peft.evaluation.compare.methods import METHODS
@@ -366,10 +366,11 @@ def tried(given, name="mine", scores=(3.0, 1.0, 2.0), **options):
             left.pop(0)
             raise FloatingPointError("diverged")
         found = left.pop(0) if left else 0.0
-        yield None, (ValidationLog(0, 0.0, 0.0, {}), ValidationLog(2, found, 0.0, {}))
+        validations = (ValidationLog(0, 0.0, 0.0, {}), ValidationLog(2, found, 0.0, {}))
+        yield None, Log((), {}, "", validations=validations)
 
-    with given.trained(name, 0, train, rate=0.1, **options) as (_, rate, _):
-        return seen, rate
+    with given.trained(name, 0, train, rate=0.1, **options) as made:
+        return seen, made.learning_rate
 
 
 def test_a_control_takes_the_learning_rate_that_does_best_on_validation_and_keeps_it():
@@ -402,9 +403,18 @@ def test_learning_rates_are_tried_on_train_families_alone():
     assert torch.equal(rates[0][1], rates[1][1])
 
 
-def test_an_interrupted_training_is_no_result():
-    with pytest.raises(KeyboardInterrupt, match="interrupted after 3"):
-        finished(Log((), {}, "", stopped="interrupted after 3 of 6 steps"))
+@pytest.mark.parametrize(("stopped", "interrupted"), [("interrupted after 3 steps", True), ("diverged at 3", False)])
+def test_an_interrupted_training_is_no_result_and_one_that_diverged_is_noted(stopped, interrupted):
+    @contextmanager
+    def train(config):
+        yield None, Log((), {}, "", stopped=stopped)
+
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt, match="after 3"), bench().trained("mine", 0, train, rate=0.1):
+            pass
+    else:
+        with bench().trained("mine", 0, train, rate=0.1) as made:
+            assert made.note == stopped
 
 
 def test_a_comparison_measures_each_method_at_each_setting_and_tests_it():
@@ -421,8 +431,14 @@ def test_a_comparison_measures_each_method_at_each_setting_and_tests_it():
     assert found.test("random", 1.0, against=1.0).total == 3
 
 
-def test_the_same_seeds_give_the_same_points():
-    assert lasting(small_compare().points) == lasting(small_compare().points)
+def test_the_same_seeds_give_the_same_points_whatever_the_state_of_the_generator():
+    given = {"methods": ("neurontune", "random", "lora"), "settings": dict.fromkeys(DIALS, ())}
+    torch.manual_seed(1)
+    first, state = small_compare(**given), torch.random.get_rng_state()
+    torch.manual_seed(1)
+    assert torch.equal(state, torch.random.get_rng_state())
+    torch.manual_seed(2)
+    assert lasting(small_compare(**given).points) == lasting(first.points)
 
 
 def test_a_comparison_that_was_interrupted_goes_on_without_measuring_anything_twice(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,8 +30,7 @@ SAFETY_PROMPT = (
 )
 
 Dial = Callable[[float], AbstractContextManager[Any]]
-Validations = Sequence[ValidationLog]
-Train = Callable[[MetaConfig], AbstractContextManager[tuple[Any, Validations]]]
+Train = Callable[[MetaConfig], AbstractContextManager[tuple[Any, Log]]]
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,24 @@ class Candidate:
     chat_template: str | None = None
     learning_rate: float | None = None
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """
+    A model with a trained adapter.
+
+    Args:
+        model (`PeftModel`): The model.
+        learning_rate (`float`): What it was trained with.
+        seconds (`float`): Time of the training.
+        note (`str`): Why it ended early; empty when it did not.
+    """
+
+    model: Any
+    learning_rate: float
+    seconds: float
+    note: str
 
 
 @dataclass(frozen=True)
@@ -112,21 +129,23 @@ class Bench:
         return self._scored[key]
 
     @contextmanager
-    def trained(
-        self, name: str, seed: int, train: Train, *, rate: float, tries: bool = True
-    ) -> Iterator[tuple[Any, float, float]]:
+    def trained(self, name: str, seed: int, train: Train, *, rate: float, tries: bool = True) -> Iterator[Trained]:
         """
         Train with the learning rate that does best on validation prompts of the train split.
 
         Args:
             name (`str`): Name of the method; its rate is chosen at its first seed and kept for the others.
             seed (`int`): Seed of the data.
-            train (`Callable`): From options to a context with the trained model and its validations.
+            train (`Callable`): From options to a context with the trained model and its log.
             rate (`float`): The rate that is tried first.
             tries (`bool`, *optional*, defaults to `True`): Whether to try others.
 
         Yields:
-            `tuple`: The model, its rate, and the seconds of the last training.
+            [`Trained`]: The model, trained on the whole train split.
+
+        Raises:
+            KeyboardInterrupt: When the training is interrupted: an adapter that is half trained is no result.
+            ValueError: When it diverges with every rate that is tried.
         """
         config = replace(self.config, seed=seed, lr=rate)
         if tries and self.lr_tries > 1:
@@ -134,16 +153,18 @@ class Bench:
                 self.rates[name] = self._chosen_rate(name, train, config)
             config = replace(config, lr=self.rates[name])
         start = time.monotonic()
-        with train(config) as (model, _):
-            yield model, config.lr, time.monotonic() - start
+        with train(config) as (model, log):
+            _check_finished(log)
+            yield Trained(model, config.lr, time.monotonic() - start, log.stopped)
 
     def _chosen_rate(self, name: str, train: Train, config: MetaConfig) -> float:
         scores: dict[float, list[float]] = {}
         for factor in TRIES[: self.lr_tries]:
             tried = replace(config, lr=config.lr * factor, validate_every=config.validate_every or config.steps)
             try:
-                with train(tried) as (_, validations):
-                    found = [validation_score(entry, tried) for entry in validations if entry.step]
+                with train(tried) as (_, log):
+                    _check_finished(log)
+                    found = [validation_score(entry, tried) for entry in log.validations if entry.step]
             except FloatingPointError as error:
                 logger.warning("%s with learning rate %g: %s", name, tried.lr, error)
                 found = []
@@ -164,13 +185,6 @@ def validation_score(entry: ValidationLog, config: MetaConfig) -> list[float]:
     return [max(0.0, worst_excess(entry.costs, limits)), entry.safety + weight * entry.utility]
 
 
-def finished(log: Log) -> Log:
-    """
-    A log, or the interruption that it tells of: an adapter that is half trained is no result.
-
-    Raises:
-        KeyboardInterrupt: When the training was interrupted.
-    """
+def _check_finished(log: Log) -> None:
     if log.stopped.startswith("interrupted"):
         raise KeyboardInterrupt(log.stopped)
-    return log

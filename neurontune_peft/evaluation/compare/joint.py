@@ -14,11 +14,11 @@ from transformers.utils import logging
 
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.prompts.answers import evaluating
-from neurontune_peft.training import MetaConfig
+from neurontune_peft.training import Log, MetaConfig
 from neurontune_peft.training.deltas import Deltas
-from neurontune_peft.training.log import ValidationLog
 from neurontune_peft.training.loop import learn
 from neurontune_peft.training.make import make_families
+from neurontune_peft.training.recompute import recomputing
 from neurontune_peft.training.refusals import refusal_texts
 from neurontune_peft.training.state import LoopState
 
@@ -66,7 +66,7 @@ class Weights(Deltas):
 
 def joint_train(
     model: PeftModel, tokenizer: Any, prompts: PromptSet, config: MetaConfig, *, chat_template: str | None = None
-) -> tuple[ValidationLog, ...]:
+) -> Log:
     """
     Train the active adapter of any PEFT method as order `"none"` trains deltas: same prompts, losses, budgets, steps.
 
@@ -78,16 +78,15 @@ def joint_train(
         chat_template (`str`, *optional*): Replaces the tokenizer's own.
 
     Returns:
-        `tuple[ValidationLog, ...]`: The validations, when the options ask for some.
+        [`Log`]: The losses of each step, and the validations when the options ask for some.
 
     Raises:
         FloatingPointError: When a loss is NaN or infinite.
-        KeyboardInterrupt: When the training is interrupted.
     """
     config = joint_options(config)
     weights = Weights.of(model)
     state = LoopState(weights, torch.optim.Adam(weights.parameters, lr=config.lr))
-    with evaluating(model):
+    with evaluating(model), recomputing(model):
         refusals = refusal_texts(model, tokenizer, prompts, source=config.refusal_targets, chat_template=chat_template)
         families, validate = make_families(
             model, tokenizer, weights, prompts, config, refusals, chat_template=chat_template
@@ -96,9 +95,14 @@ def joint_train(
         with logging.tqdm(total=config.steps, desc="train control", unit="step") as bar:
             stopped = learn(state, families.draw, config, validate=validate, measure=measure, bar=bar)
         state.finish()
-    if stopped.startswith("interrupted"):
-        raise KeyboardInterrupt(stopped)
-    return state.validations
+    return Log(
+        state.history,
+        config=config.to_dict(),
+        prompt_set=prompts.fingerprint,
+        validations=state.validations,
+        kept_step=state.kept_step,
+        stopped=stopped,
+    )
 
 
 def joint_options(config: MetaConfig) -> MetaConfig:

@@ -16,14 +16,14 @@ from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.helpers import rescale_adapter_scale
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
-from neurontune_peft.evaluation.compare.bench import Bench, Candidate, Validations, finished
+from neurontune_peft.evaluation.compare.bench import Bench, Candidate, Dial, Trained
 from neurontune_peft.evaluation.compare.joint import Weights, joint_train
 from neurontune_peft.evaluation.compare.steering import Unsteered, block_names, refusal_direction, steered
 from neurontune_peft.evaluation.compare.system_prompt import with_system_prompt
 from neurontune_peft.neurons import Neurons
 from neurontune_peft.prompts.answers import evaluating
 from neurontune_peft.sites import find_sites
-from neurontune_peft.training import MetaConfig, meta_train
+from neurontune_peft.training import Log, MetaConfig, meta_train
 from neurontune_peft.training.deltas import find_deltas
 from neurontune_peft.tuner import NeuronTuneConfig
 
@@ -83,14 +83,13 @@ def scaled(
         neurons = neurons.layer_matched_random(seed)
 
     @contextmanager
-    def train(config: MetaConfig) -> Iterator[tuple[PeftModel, Validations]]:
+    def train(config: MetaConfig) -> Iterator[tuple[PeftModel, Log]]:
         with attached(bench, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=neurons)) as model:
             options = config if order is None else _in_order(config, order)
-            log = meta_train(model, bench.tokenizer, bench.prompts, options, chat_template=bench.chat_template)
-            yield model, finished(log).validations
+            yield model, meta_train(model, bench.tokenizer, bench.prompts, options, chat_template=bench.chat_template)
 
-    with bench.trained(name, seed, train, rate=bench.config.lr, tries=tries) as (model, rate, seconds):
-        yield _adapter(model, model.strength, seconds=scoring + seconds, learning_rate=rate)
+    with bench.trained(name, seed, train, rate=bench.config.lr, tries=tries) as made:
+        yield _adapter(made, made.model.strength, scoring=scoring)
 
 
 @contextmanager
@@ -103,8 +102,13 @@ def fixed(bench: Bench, name: str, seed: int) -> Iterator[Candidate]:
         with torch.no_grad():
             for delta in find_deltas(model, {}).parameters:
                 delta.fill_(1.0)
-        made = _adapter(model, lambda multiplier: model.strength(multiplier - 1), seconds=seconds)
-        yield replace(made, numbers=1)
+        yield Candidate(
+            model,
+            lambda multiplier: model.strength(multiplier - 1),
+            numbers=1,
+            bytes=_file_size(model),
+            seconds=seconds,
+        )
 
 
 @contextmanager
@@ -112,16 +116,16 @@ def ia3(bench: Bench, name: str, seed: int) -> Iterator[Candidate]:
     """IA3 on every neuron of every site, trained jointly; strength t makes a factor `1 + t * (factor - 1)`."""
     sites = _linear_sites(bench)
     config = IA3Config(task_type="CAUSAL_LM", target_modules=sites, feedforward_modules=sites)
-    with bench.trained(name, seed, partial(_joint, bench, config), rate=IA3_RATE) as (model, rate, seconds):
-        yield _adapter(model, partial(_ia3_strength, model), seconds=seconds, learning_rate=rate)
+    with bench.trained(name, seed, partial(_joint, bench, config), rate=IA3_RATE) as made:
+        yield _adapter(made, partial(_ia3_strength, made.model))
 
 
 @contextmanager
 def lora(bench: Bench, name: str, seed: int) -> Iterator[Candidate]:
     """LoRA of rank 8 on every site, trained jointly; the strength multiplies its scaling."""
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=_linear_sites(bench), r=RANK, lora_alpha=RANK)
-    with bench.trained(name, seed, partial(_joint, bench, config), rate=LORA_RATE) as (model, rate, seconds):
-        yield _adapter(model, partial(rescale_adapter_scale, model), seconds=seconds, learning_rate=rate)
+    with bench.trained(name, seed, partial(_joint, bench, config), rate=LORA_RATE) as made:
+        yield _adapter(made, partial(rescale_adapter_scale, made.model))
 
 
 @contextmanager
@@ -182,7 +186,7 @@ def attached(bench: Bench, config: PeftConfig) -> Iterator[PeftModel]:
 
 
 @contextmanager
-def _joint(bench: Bench, peft_config: PeftConfig, config: MetaConfig) -> Iterator[tuple[PeftModel, Validations]]:
+def _joint(bench: Bench, peft_config: PeftConfig, config: MetaConfig) -> Iterator[tuple[PeftModel, Log]]:
     with attached(bench, peft_config) as model:
         yield model, joint_train(model, bench.tokenizer, bench.prompts, config, chat_template=bench.chat_template)
 
@@ -209,9 +213,16 @@ def _ia3_strength(model: PeftModel, strength: float) -> Iterator[None]:
         yield
 
 
-def _adapter(model: Any, turned: Callable[[float], Any], **options: Any) -> Candidate:
-    numbers = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return Candidate(model, turned, numbers=numbers, bytes=_file_size(model), **options)
+def _adapter(made: Trained, turned: Dial, *, scoring: float = 0.0) -> Candidate:
+    return Candidate(
+        made.model,
+        turned,
+        numbers=sum(parameter.numel() for parameter in made.model.parameters() if parameter.requires_grad),
+        bytes=_file_size(made.model),
+        seconds=scoring + made.seconds,
+        learning_rate=made.learning_rate,
+        note=made.note,
+    )
 
 
 def _file_size(model: PeftModel) -> int:

@@ -120,34 +120,22 @@ def compare(
     dials = {**SETTINGS, **(settings or {})}
     chosen = resolve_methods(methods)
     _check(prompts, seeds, dials, lr_tries)
-    options: dict[str, Any] = {
-        "config": (config or MetaConfig()).to_dict() | {"seed": None},
-        "counts": dict(counts or {"safety": 0.1, "utility": 0.1}),
-        "attribution": {name: _named(value) for name, value in (attribution or {}).items()},
-        "selection": {name: _named(value) for name, value in (selection or {}).items()},
-        "lr_tries": lr_tries,
-        "system_prompt": system_prompt,
-        "max_new_tokens": max_new_tokens,
-        "chat_template": chat_template,
-        "judge": judge_name(judge),
-        "prompt_set": prompts.fingerprint,
-        "model": fingerprint(dict(model.named_parameters())),
-        "format_version": FORMAT_VERSION,
-    }
-    journal = Journal(checkpoint, options)
     bench = Bench(
         model,
         tokenizer,
         prompts,
         config or MetaConfig(),
-        options["counts"],
+        dict(counts or {"safety": 0.1, "utility": 0.1}),
         attribution or {},
         selection or {},
         lr_tries,
-        rates=dict(journal.rates),
+        rates={},
         chat_template=chat_template,
         system_prompt=system_prompt,
     )
+    options = {**_options(bench), "max_new_tokens": max_new_tokens, "judge": judge_name(judge)}
+    journal = Journal(checkpoint, options)
+    bench.rates.update(journal.rates)
     jobs = [(name, seed) for name, method in chosen.items() for seed in seeds[: None if method.seeded else 1]]
     wanted = [(name, seed, setting) for name, seed in jobs for setting in _settings_of(chosen[name], dials)]
     measure = partial(evaluate, judge=judge, max_new_tokens=max_new_tokens, batch_size=batch_size)
@@ -265,6 +253,22 @@ def _peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _options(bench: Bench) -> dict[str, Any]:
+    """What all rows of a comparison share, as JSON values; seeds, methods and settings may be added later."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": fingerprint(dict(bench.model.named_parameters())),
+        "prompt_set": bench.prompts.fingerprint,
+        "config": bench.config.to_dict() | {"seed": None},
+        "counts": dict(bench.counts),
+        "attribution": {name: _named(value) for name, value in bench.attribution.items()},
+        "selection": {name: _named(value) for name, value in bench.selection.items()},
+        "lr_tries": bench.lr_tries,
+        "system_prompt": bench.system_prompt,
+        "chat_template": bench.chat_template,
+    }
 
 
 def _names(methods: Chosen) -> dict[str, Any]:
