@@ -205,3 +205,12 @@ def test_a_budget_without_its_prompts_is_refused_before_anything_changes():
     with pytest.raises(ValueError, match=r"over_refusal_budget without borderline train prompts"):
         meta_train(model, TOKENIZER, prompts, replace(SMALL, over_refusal_budget=0.02))
     assert not values_of(model).any()
+
+
+def test_walls_around_a_start_outside_are_refused():
+    torch.manual_seed(1)
+    model = peft_model(init_weights=False)
+    before = values_of(model)
+    with pytest.raises(ValueError, match=r"already exceed a budget \(kl_budget 0.0001: NOT met.*barrier=False"):
+        meta_train(model, TOKENIZER, PROMPTS, replace(SMALL, kl_budget=1e-4, barrier=True))
+    assert torch.equal(values_of(model), before)

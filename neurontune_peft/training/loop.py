@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurontune_peft.training.budgets import Pressure, barrier_loss, limits_of, step_back_, worst_excess
+from neurontune_peft.training.budgets import Pressure, barrier_loss, budgets_met, limits_of, step_back_, worst_excess
 from neurontune_peft.training.config import MetaConfig
 from neurontune_peft.training.inner import Task, Values
 from neurontune_peft.training.log import StepLog, ValidationLog
@@ -55,10 +55,7 @@ def learn(
     Raises:
         FloatingPointError: When a loss is NaN or infinite; the deltas are those of the step before.
     """
-    if validate is not None and not state.validations:
-        _validate(state, validate, config)
-    if state.start_loss is None:
-        state.start_loss = highest_loss(state, draw, config)
+    _begin(state, draw, config, validate, measure)
     while state.step < config.steps and not diverged(state, config):
         before = state.tensors(), state.numbers()
         try:
@@ -66,11 +63,7 @@ def learn(
             last = state.step == config.steps
             if validate is not None and (last or state.step % config.validation_interval == 0):
                 _validate(state, validate, config)
-            if track is not None:
-                track(state.history[-1].numbers(), step=state.history[-1].step)
-            if bar is not None:
-                bar.set_postfix(safety=f"{state.history[-1].safety:.3f}", kl=f"{state.history[-1].kl:.4f}")
-                bar.update()
+            _show(state.history[-1], track, bar)
             if save is not None and (last or state.step % config.checkpoint_every == 0):
                 save()
         except KeyboardInterrupt:  # it may come in the middle of an update
@@ -79,6 +72,37 @@ def learn(
                 save()
             return f"interrupted after {state.step} of {config.steps} steps"
     return diverged(state, config)
+
+
+def _begin(
+    state: LoopState,
+    draw: Callable[[int], Task],
+    config: MetaConfig,
+    validate: Validate | None,
+    measure: Measure | None,
+) -> None:
+    """Measure where a run starts; one that goes on has done so."""
+    if state.start_loss is not None:
+        return
+    if config.barrier and measure is not None:
+        costs, limits = measure(state.shipped), limits_of(config)
+        if worst_excess(costs, limits) > 0:
+            raise ValueError(
+                f"got deltas that already exceed a budget ({', '.join(map(str, budgets_met(config, costs)))}); "
+                "expected a start within all of them for barrier=True; raise the budgets, start from a new "
+                "adapter, or use barrier=False"
+            )
+    if validate is not None:
+        _validate(state, validate, config)
+    state.start_loss = highest_loss(state, draw, config)
+
+
+def _show(entry: StepLog, track: Callable[..., None] | None, bar: Any) -> None:
+    if track is not None:
+        track(entry.numbers(), step=entry.step)
+    if bar is not None:
+        bar.set_postfix(safety=f"{entry.safety:.3f}", kl=f"{entry.kl:.4f}")
+        bar.update()
 
 
 def advance(
