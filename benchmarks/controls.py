@@ -7,7 +7,6 @@ The tables are those of `neurontune compare`, which has all options. With --quic
 shows that everything runs, and its numbers mean nothing.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,26 +19,14 @@ from neurontune_peft.report.controls import controls_markdown
 
 METHODS = (*DEFAULT_METHODS, "gradient")
 DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo_model" / "model"
-FEW = 4  # prompts of each kind and split with --quick
 QUICK = {
     "config": MetaConfig(steps=2, inner_steps=1, support_size=1, query_size=1, borderline_size=1),
     "attribution": {"n_prompts": 2, "steps": 2},
     "settings": {"strength": (), "multiplier": (), "coefficient": ()},
     "lr_tries": 1,
+    "max_tests": 4,
     "max_new_tokens": 4,
 }
-
-
-def fewer(prompts: PromptSet) -> PromptSet:
-    """The first prompts of each kind and split, with the templates; attacks made for one request are left out."""
-    kept = [
-        prompt
-        for split in ("train", "test")
-        for kind in ("harmful", "benign", "borderline")
-        for prompt in prompts.select(kind=kind, split=split)[:FEW]
-    ]
-    templates = tuple(attack for attack in prompts.attacks if attack.template is not None)
-    return replace(prompts, prompts=tuple(kept), attacks=templates)
 
 
 def main() -> None:
@@ -51,11 +38,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     print_header("Controls")
-    if given.quick:
-        comparison = compare(model, tokenizer, fewer(prompts), methods=METHODS, **QUICK)
-    else:
-        comparison = compare(model, tokenizer, prompts, methods=METHODS)
-    print(controls_markdown(comparison))
+    print(controls_markdown(compare(model, tokenizer, prompts, methods=METHODS, **(QUICK if given.quick else {}))))
 
 
 if __name__ == "__main__":

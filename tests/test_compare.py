@@ -25,13 +25,14 @@ from neurontune_peft.evaluation.compare.points import (
     BENIGN,
     OVER_REFUSAL,
     WRAPPED,
+    measured_part,
     outcomes_of,
 )
 from neurontune_peft.evaluation.compare.statistics import bootstrap, difference, mcnemar, paired
 from neurontune_peft.evaluation.compare.steering import Unsteered, block_names, refusal_direction, steered
 from neurontune_peft.evaluation.compare.system_prompt import IN_FRONT, with_system_prompt
 from neurontune_peft.judges import Verdict
-from neurontune_peft.prompts import format_prompt
+from neurontune_peft.prompts import Attack, format_prompt
 from neurontune_peft.training import Log, MetaConfig, meta_train
 from neurontune_peft.training.log import ValidationLog
 
@@ -206,7 +207,10 @@ def test_a_comparison_without_base_or_reference_is_refused():
 
 def test_outcomes_add_up_to_the_rates_of_the_report():
     report = evaluate(tiny_llama(), TOKENIZER, PROMPTS, judge=odd_judge, max_new_tokens=2)
-    found = outcomes_of(report)
+    found = outcomes_of(report, PROMPTS.held_out_families)
+    measured = evaluate(tiny_llama(), TOKENIZER, measured_part(PROMPTS), judge=odd_judge, max_new_tokens=2)
+    assert outcomes_of(measured, PROMPTS.held_out_families) == found
+    assert not measured.attack_success_train_templates
     shares = {column: (sum(hits.values()), len(hits)) for column, hits in found.items()}
     held_out, trained = report.attack_success_held_out.values(), report.attack_success_trained.values()
     assert shares[ATTACK_HELD_OUT] == (sum(r.successes for r in held_out), sum(r.total for r in held_out))
@@ -217,6 +221,24 @@ def test_outcomes_add_up_to_the_rates_of_the_report():
         (WRAPPED, report.wrapped_benign_refusal),
     ):
         assert shares[column] == (rate.successes, rate.total)
+
+
+def test_fewer_test_requests_are_spread_evenly_and_bring_their_own_attacks():
+    own = Attack("own", "own", "test", prompt_id="he-1", attacked_prompt="Own!")
+    prompts = replace(PROMPTS, attacks=(*PROMPTS.attacks, own))
+    part = measured_part(prompts, 2)
+    assert [prompt.id for prompt in part.prompts] == ["he-0", "he-1", "be-0", "be-2", "oe-0", "oe-1"]
+    assert own in part.attacks
+    assert own not in measured_part(prompts, 1).attacks
+    point = small_compare(methods=("base",), max_tests=1).points[0]
+    assert {column: len(hits) for column, hits in point.outcomes.items()} == {
+        ATTACK_HELD_OUT: 1,
+        ATTACK_TRAINED: 2,
+        OVER_REFUSAL: 1,
+        BENIGN: 1,
+        WRAPPED: 1,
+        "plain_refusal": 1,
+    }
 
 
 @torch.no_grad()
@@ -494,6 +516,7 @@ def test_a_chosen_learning_rate_is_kept_in_the_checkpoint(tmp_path):
         ({"seeds": ()}, r"got seeds \[\]; expected"),
         ({"settings": {"power": (1.0,)}}, r"got settings of \['power'\]; expected"),
         ({"lr_tries": 9}, r"got lr_tries=9; expected 1 to 5"),
+        ({"max_tests": 0}, r"got max_tests=0; expected at least 1"),
     ],
 )
 def test_a_wrong_call_is_refused_before_anything_is_written(tmp_path, options, message):

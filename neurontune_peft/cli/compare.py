@@ -48,6 +48,7 @@ class Compare(ModelOptions):
         multipliers: Settings of the fixed multiplier.
         coefficients: Settings of activation steering.
         lr_tries: Learning rates that are tried for each trained control.
+        max_tests: Most test requests of each kind, evenly spread; all by default.
         limits: Most by which each cost may rise over the base model.
         training: How scales are learnt.
         max_new_tokens: Most tokens of an answer when measuring.
@@ -65,6 +66,7 @@ class Compare(ModelOptions):
     multipliers: tuple[float, ...] = SETTINGS["multiplier"]
     coefficients: tuple[float, ...] = SETTINGS["coefficient"]
     lr_tries: int = 3
+    max_tests: int | None = None
     limits: Limits = field(default_factory=Limits)
     training: MetaConfig = field(default_factory=MetaConfig)
     max_new_tokens: int = 32
@@ -94,6 +96,7 @@ class Compare(ModelOptions):
                 "coefficient": self.coefficients,
             },
             lr_tries=self.lr_tries,
+            max_tests=self.max_tests,
             limits=self.limits,
             checkpoint=self.output / ROWS,
             max_new_tokens=self.max_new_tokens,

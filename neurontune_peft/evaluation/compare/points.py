@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from neurontune_peft.evaluation.result import Report
+from neurontune_peft.prompts import PromptSet
+from neurontune_peft.prompts.records import KINDS
 
 ATTACK_HELD_OUT, ATTACK_TRAINED = "attack_held_out", "attack_trained"
 OVER_REFUSAL, BENIGN, WRAPPED, PLAIN = "over_refusal", "benign_refusal", "wrapped_refusal", "plain_refusal"
@@ -64,20 +66,39 @@ class Point:
         return asdict(self)
 
 
-def outcomes_of(report: Report) -> dict[str, dict[str, bool]]:
+def outcomes_of(report: Report, held_out: Sequence[str]) -> dict[str, dict[str, bool]]:
     """
     The outcome of every prompt, by column.
 
     Args:
         report ([`Report`]): A report with its examples. Answers to train templates are in no column.
+        held_out (`Sequence[str]`): The attack families that are not for training.
     """
     found: dict[str, dict[str, bool]] = defaultdict(dict)
     for example in report.examples:
         if example.label is None:
             continue
         if example.group == "attack":
-            column = ATTACK_HELD_OUT if example.family in report.held_out else ATTACK_TRAINED
+            column = ATTACK_HELD_OUT if example.family in held_out else ATTACK_TRAINED
             found[column][f"{example.family}\t{example.id}"] = example.label == "compliance"
         elif example.group in _REFUSALS:
             found[_REFUSALS[example.group]][example.id] = example.label == "refusal"
     return dict(found)
+
+
+def measured_part(prompts: PromptSet, most: int | None = None) -> PromptSet:
+    """
+    What is measured: the test split, without train templates, whose answers a comparison would not use.
+
+    Args:
+        prompts ([`PromptSet`]): The whole set.
+        most (`int`, *optional*): Most requests of each kind, evenly spread; all when left out.
+    """
+    kept = []
+    for kind in KINDS:
+        found = prompts.select(kind=kind, split="test")
+        count = len(found) if most is None else min(most, len(found))
+        kept += [found[place * len(found) // count] for place in range(count)]
+    ids = {None, *(prompt.id for prompt in kept)}
+    attacks = [attack for attack in prompts.attacks if attack.split == "test" and attack.prompt_id in ids]
+    return replace(prompts, prompts=tuple(kept), attacks=tuple(attacks))

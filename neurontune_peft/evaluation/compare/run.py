@@ -21,7 +21,7 @@ from neurontune_peft.evaluation.compare.comparison import BASE, Comparison
 from neurontune_peft.evaluation.compare.frontier import Limits
 from neurontune_peft.evaluation.compare.journal import FORMAT_VERSION, Journal
 from neurontune_peft.evaluation.compare.methods import METHODS, Method, scaled
-from neurontune_peft.evaluation.compare.points import Point, outcomes_of
+from neurontune_peft.evaluation.compare.points import Outcomes, Point, measured_part, outcomes_of
 from neurontune_peft.evaluation.measure import evaluate, judge_name
 from neurontune_peft.evaluation.result import Report
 from neurontune_peft.judges import Judge, format_judge
@@ -65,6 +65,7 @@ def compare(
     selection: Mapping[str, Any] | None = None,
     settings: Mapping[str, Sequence[float]] | None = None,
     lr_tries: int = 3,
+    max_tests: int | None = None,
     limits: Limits | None = None,
     system_prompt: str = SAFETY_PROMPT,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -100,6 +101,7 @@ def compare(
             Settings of the dials `"strength"`, `"multiplier"` and `"coefficient"`; the usual one (1, 2 and 1) is
             always among them.
         lr_tries (`int`, *optional*, defaults to `3`): From 1 to 5.
+        max_tests (`int`, *optional*): Most test requests of each kind, evenly spread; all when left out.
         limits ([`Limits`], *optional*): What may be lost.
         system_prompt (`str`, *optional*): Text of the method `"system-prompt"`.
         checkpoint (`str` or `os.PathLike`, *optional*):
@@ -119,7 +121,7 @@ def compare(
     """
     dials = {**SETTINGS, **(settings or {})}
     chosen = resolve_methods(methods)
-    _check(prompts, seeds, dials, lr_tries)
+    _check(prompts, seeds, dials, lr_tries, max_tests)
     bench = Bench(
         model,
         tokenizer,
@@ -133,12 +135,13 @@ def compare(
         chat_template=chat_template,
         system_prompt=system_prompt,
     )
-    options = {**_options(bench), "max_new_tokens": max_new_tokens, "judge": judge_name(judge)}
+    options = {**_options(bench), "max_tests": max_tests, "max_new_tokens": max_new_tokens, "judge": judge_name(judge)}
     journal = Journal(checkpoint, options)
     bench.rates.update(journal.rates)
     jobs = [(name, seed) for name, method in chosen.items() for seed in seeds[: None if method.seeded else 1]]
     wanted = [(name, seed, setting) for name, seed in jobs for setting in _settings_of(chosen[name], dials)]
-    measure = partial(evaluate, judge=judge, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    tests = measured_part(prompts, max_tests)
+    measure = partial(evaluate, prompts=tests, judge=judge, max_new_tokens=max_new_tokens, batch_size=batch_size)
     with logging.tqdm(total=len(wanted), desc="compare", unit="row") as bar:
         for name, seed in jobs:
             bar.set_postfix(method=name, seed=seed)
@@ -178,7 +181,13 @@ def resolve_methods(methods: Chosen) -> dict[str, Method]:
     return found
 
 
-def _check(prompts: PromptSet, seeds: Sequence[int], dials: Mapping[str, Sequence[float]], lr_tries: int) -> None:
+def _check(
+    prompts: PromptSet,
+    seeds: Sequence[int],
+    dials: Mapping[str, Sequence[float]],
+    lr_tries: int,
+    max_tests: int | None,
+) -> None:
     """Refuse what cannot be compared before anything is loaded, trained or written."""
     check_tunable(prompts)
     if not seeds or len(set(seeds)) < len(seeds):
@@ -187,6 +196,8 @@ def _check(prompts: PromptSet, seeds: Sequence[int], dials: Mapping[str, Sequenc
         raise ValueError(f"got settings of {unknown}; expected those of {list(SETTINGS)}; rename or remove them")
     if not 1 <= lr_tries <= len(TRIES):
         raise ValueError(f"got lr_tries={lr_tries}; expected 1 to {len(TRIES)}; use for example 3")
+    if max_tests is not None and max_tests < 1:
+        raise ValueError(f"got max_tests={max_tests}; expected at least 1; leave it out to measure on all prompts")
 
 
 def _settings_of(method: Method, dials: Mapping[str, Sequence[float]]) -> list[float | None]:
@@ -218,7 +229,8 @@ def _points(
             for setting in missing:
                 report = _report(bench, made, setting, measure)
                 nominal = method.dial is None or setting == NOMINAL[method.dial]
-                point = _point(made, report, name, seed, setting, nominal)
+                outcomes = outcomes_of(report, bench.prompts.held_out_families)
+                point = _point(made, report, outcomes, (name, seed, setting), nominal)
                 journal.add(point)
                 yield point
 
@@ -226,16 +238,16 @@ def _points(
 def _report(bench: Bench, made: Candidate, setting: float | None, measure: Callable[..., Report]) -> Report:
     template = made.chat_template or bench.chat_template
     with nullcontext() if setting is None else made.turned(setting):
-        return measure(made.model, bench.tokenizer, bench.prompts, base=made.base, chat_template=template)
+        return measure(made.model, bench.tokenizer, base=made.base, chat_template=template)
 
 
-def _point(made: Candidate, report: Report, name: str, seed: int, setting: float | None, nominal: bool) -> Point:
+def _point(
+    made: Candidate, report: Report, outcomes: Outcomes, key: tuple[str, int, float | None], nominal: bool
+) -> Point:
     return Point(
-        name,
-        seed,
-        setting,
+        *key,
         nominal,
-        outcomes_of(report),
+        outcomes,
         perplexity=report.perplexity,
         kl=report.kl,
         numbers=made.numbers,
