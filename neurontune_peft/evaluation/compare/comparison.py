@@ -69,9 +69,9 @@ class Comparison:
         judge (`str`): Name of the judge.
         judge_limits (`str`): What the judge cannot see.
         prompt_set (`str`): Fingerprint of the prompt set.
-        limits ([`Limits`], *optional*): What may be lost.
-        reference (`str`, *optional*, defaults to `"neurontune"`): The method that the others are tested against.
-        options (`Mapping[str, Any]`, *optional*): How the comparison was made, JSON values.
+        limits ([`Limits`]): What may be lost.
+        reference (`str`): The method that the others are tested against.
+        options (`Mapping[str, Any]`): How the comparison was made, JSON values.
 
     Raises:
         ValueError: When the base model or the reference was not measured.
