@@ -56,16 +56,23 @@ def ranking_keys(flat: Mapping[str, Tensor], overlap: str) -> dict[str, Tensor]:
     if overlap not in RELATIVE:
         return {role: torch.where(score > 0, score, -torch.inf) for role, score in flat.items()}
     tiny = torch.finfo(torch.float32).tiny
-    shares = {role: score / score.abs().max().clamp(min=tiny) for role, score in flat.items()}  # (N,), -1 to 1
+    shares = {
+        role: score / torch.stack(score.aminmax()).abs().max().clamp(min=tiny) for role, score in flat.items()
+    }  # (N,), -1 to 1
     keys = {}
     for role, share in shares.items():
-        rival = torch.zeros_like(share)  # a role that does not want the neuron counts as 0
+        rival = torch.zeros(())  # a role that does not want the neuron counts as 0
         for other, its_share in shares.items():
             if other != role:
                 rival = torch.maximum(rival, its_share)
         key = share - rival if overlap == "difference" else share / rival.clamp(min=RATIO_FLOOR)
-        keys[role] = torch.where(share > rival, key, -torch.inf)  # strictly: equally wanted by two, given to none
+        keys[role] = key.masked_fill_(share <= rival, -torch.inf)  # wanted equally by two: given to none
     return keys
+
+
+def candidate_count(keys: Tensor) -> int:
+    """How many neurons may be selected."""
+    return int(torch.count_nonzero(keys > -torch.inf))
 
 
 def quantile_of(scores: Tensor, quantile: float) -> Tensor:

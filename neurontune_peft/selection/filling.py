@@ -11,10 +11,12 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from neurontune_peft.selection.candidates import candidate_count
+
 
 def ranking(keys: Tensor, limit: int) -> list[int]:
     """Positions of the `limit` highest keys, the highest first; equal keys in the order of sites and indices."""
-    limit = min(limit, int(torch.isfinite(keys).sum()))
+    limit = min(limit, candidate_count(keys))
     if limit == 0:
         return []
     # topk breaks ties as it likes: it only gives the threshold, a stable sort of what reaches it gives the order.

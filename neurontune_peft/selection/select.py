@@ -12,6 +12,7 @@ from neurontune_peft.neurons import Neurons, Scores
 from neurontune_peft.selection.candidates import (
     RELATIVE,
     as_count,
+    candidate_count,
     flatten,
     in_layers,
     quantile_of,
@@ -92,7 +93,7 @@ def select(
     else:
         for role, share in _per_role(quantile, roles).items():
             keys[role][flat[role] <= quantile_of(flat[role], share)] = -torch.inf
-        wanted = {role: int(torch.isfinite(key).sum()) for role, key in keys.items()}
+        wanted = {role: candidate_count(key) for role, key in keys.items()}
     agreed = None if min_agreement is None else _agreed(scores, wanted[SAFETY], min_agreement)
     _limit(keys, widths, layers=layers, agreed=agreed, per_layer=per_layer)
     flexible = set(roles) if counts is None else {SAFETY} if min_agreement is not None else set()
@@ -131,7 +132,7 @@ def _choose(
     spread: float | None,
 ) -> dict[str, list[int]]:
     """Positions per role, the best first; only the `flexible` roles may get fewer than they want."""
-    available = {role: int(torch.isfinite(key).sum()) for role, key in keys.items()}
+    available = {role: candidate_count(key) for role, key in keys.items()}
     limit = max(1, 2 * sum(wanted.values()))  # enough unless roles want mostly the same neurons; then look deeper
     while True:
         rankings = {role: ranking(key, limit) for role, key in keys.items()}
