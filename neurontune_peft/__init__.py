@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from neurontune_peft.attribution import attribute as attribute
     from neurontune_peft.evaluation import Report as Report
     from neurontune_peft.evaluation import evaluate as evaluate
+    from neurontune_peft.evaluation.compare import Comparison as Comparison
+    from neurontune_peft.evaluation.compare import compare as compare
     from neurontune_peft.evaluation.trust import Trust as Trust
     from neurontune_peft.evaluation.trust import verify as verify
     from neurontune_peft.judges import format_judge as format_judge
@@ -40,6 +42,7 @@ register()
 # Public name to the module that defines it.
 _LAZY = {
     "AdapterFile": "tuner.files",
+    "Comparison": "evaluation.compare",
     "MetaConfig": "training",
     "Neurons": "neurons",
     "PromptSet": "prompts",
@@ -48,6 +51,7 @@ _LAZY = {
     "Site": "neurons",
     "Trust": "evaluation.trust",
     "attribute": "attribution",
+    "compare": "evaluation.compare",
     "compare_markdown": "report",
     "evaluate": "evaluation",
     "find_sites": "sites",

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from neurontune_peft.cli.attribute import Attribute
+from neurontune_peft.cli.compare import Compare
 from neurontune_peft.cli.evaluate import Evaluate
 from neurontune_peft.cli.inspect import Inspect
 from neurontune_peft.cli.select import Select
@@ -22,6 +23,7 @@ Command = (
     | Annotated[Select, tyro.conf.subcommand("select")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Sites, tyro.conf.subcommand("sites")]
 )

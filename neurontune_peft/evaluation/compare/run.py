@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from neurontune_peft.attribution.scoring import METHODS as ATTRIBUTION_METHODS
+from neurontune_peft.attribution.plan import METHODS as ATTRIBUTION_METHODS
 from neurontune_peft.evaluation.compare.bench import SAFETY_PROMPT, TRIES, Bench, Candidate
 from neurontune_peft.evaluation.compare.comparison import BASE, Comparison
 from neurontune_peft.evaluation.compare.frontier import Limits
