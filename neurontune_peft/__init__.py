@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     from neurontune_peft.sites import find_sites as find_sites
     from neurontune_peft.sites import sites_from_config as sites_from_config
     from neurontune_peft.training import MetaConfig as MetaConfig
+    from neurontune_peft.training import TriggerFit as TriggerFit
+    from neurontune_peft.training import fit_trigger as fit_trigger
     from neurontune_peft.training import meta_train as meta_train
     from neurontune_peft.tuner.files import AdapterFile as AdapterFile
+    from neurontune_peft.tuner.requests import trigger_log as trigger_log
 
 try:
     __version__ = version("neurontune-peft")
@@ -50,16 +53,19 @@ _LAZY = {
     "Scores": "neurons",
     "Site": "neurons",
     "Trust": "evaluation.trust",
+    "TriggerFit": "training",
     "attribute": "attribution",
     "compare": "evaluation.compare",
     "compare_markdown": "report",
     "evaluate": "evaluation",
     "find_sites": "sites",
+    "fit_trigger": "training",
     "format_judge": "judges",
     "meta_train": "training",
     "select": "selection",
     "sites_from_config": "sites",
     "verify": "evaluation.trust",
+    "trigger_log": "tuner.requests",
 }
 
 __all__ = ["NeuronTuneConfig", "NeuronTuneModel", *_LAZY]

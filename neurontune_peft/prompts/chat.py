@@ -7,6 +7,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+# Requests that end differently: what prompts made of them end in alike is the template's.
+PROBES = ("a", "Is it 7?", "Go there.", "x = [1]", "B")
+
 
 def format_prompt(
     tokenizer: PreTrainedTokenizerBase, text: str, *, chat_template: str | os.PathLike[str] | None = None
@@ -62,6 +65,51 @@ def prompt_formatter(
         )
 
     return fill
+
+
+def generation_suffix(
+    tokenizer: PreTrainedTokenizerBase, *, chat_template: str | os.PathLike[str] | None = None
+) -> list[int] | None:
+    """
+    Token ids with which every prompt ends, whatever the request: the chat template's generation prompt.
+
+    They are taken out of whole prompts, as tokens at a seam depend on both sides. A template without generation
+    prompt of its own, such as those that end in `[/INST]`, has what follows the request in its place.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
+        chat_template (`str` or `os.PathLike`, *optional*): As in `format_prompt`.
+
+    Returns:
+        `list[int]` or `None`: The ids; `None` without a template, or for one that puts nothing after the request.
+
+    Raises:
+        ValueError: `chat_template` is neither a template nor a file.
+    """
+    template = _read_template(chat_template)
+    if template is None and tokenizer.chat_template is None:
+        return None
+    fill = prompt_formatter(tokenizer, chat_template=chat_template)
+    rows = [tokenizer(fill(text), add_special_tokens=False)["input_ids"] for text in PROBES]
+    shared = 0
+    while shared < min(map(len, rows)) and len({row[-1 - shared] for row in rows}) == 1:
+        shared += 1
+    suffix: list[int] = rows[0][len(rows[0]) - shared :]
+    prompt = _generation_prompt(tokenizer, template)
+    # The end of the user's turn is no part of it: in other turns of a conversation it stands elsewhere.
+    while prompt and len(suffix) > 1 and len(tokenizer.decode(suffix[1:])) >= len(prompt):
+        suffix = suffix[1:]
+    return suffix or None
+
+
+def _generation_prompt(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str:
+    """What `add_generation_prompt` adds; empty for templates that do not know it."""
+    chat = [{"role": "user", "content": PROBES[0]}]
+    without, full = (
+        str(tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, add_generation_prompt=add))
+        for add in (False, True)
+    )
+    return full.removeprefix(without) if full.startswith(without) else ""
 
 
 def warn_once(tokenizer: PreTrainedTokenizerBase, message: str) -> None:

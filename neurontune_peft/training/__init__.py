@@ -6,14 +6,17 @@ from neurontune_peft.training.meta import meta_train
 from neurontune_peft.training.resistance import NothingToLearnError, check_learnable
 from neurontune_peft.training.rounds import with_neurons, without
 from neurontune_peft.training.sparsity import drop_zeros, without_zeros
+from neurontune_peft.training.trigger import TriggerFit, fit_trigger
 
 __all__ = [
     "Log",
     "MetaConfig",
     "NothingToLearnError",
     "StepLog",
+    "TriggerFit",
     "check_learnable",
     "drop_zeros",
+    "fit_trigger",
     "meta_train",
     "with_neurons",
     "without",

@@ -33,8 +33,8 @@ class Combining:
         Add the weighted sum of attached adapters as a new adapter, which is not active yet.
 
         The new adapter holds the neurons of all of them, each with `delta = sum(weight * delta)`. A neuron keeps the
-        role that the first of the adapters gives it, and its best rank decides its place within that role. Dials are
-        not taken over.
+        role that the first of the adapters gives it, and its best rank decides its place within that role. Dials and
+        triggers are not taken over: its modulation is static.
 
         Args:
             adapters (`Sequence[str]`): Names of attached adapters.
@@ -64,6 +64,8 @@ class Combining:
             layers_pattern=None,
             modules_to_save=next((c.modules_to_save for c in configs if c.modules_to_save), None),
             provenance={"adapters": list(adapters), "weights": [float(weight) for weight in weights]},
+            # Triggers are not summed.
+            modulation="static",
             # Some of the sites may be other adapters' only, so it is taken anew.
             base_model_fingerprint=None,
         )

@@ -14,9 +14,8 @@ from safetensors import SafetensorError, safe_open
 
 from neurontune_peft.checks import check_format_version, write_atomically
 from neurontune_peft.neurons import Neurons
-from neurontune_peft.tuner.names import METHOD
-
-FORMAT_VERSION = 1
+from neurontune_peft.tuner.modulation import DYNAMIC_FORMAT, STATIC_FORMAT, TRIGGER_FIELDS, check_modulation
+from neurontune_peft.tuner.names import METHOD, TRIGGER
 
 
 @dataclass
@@ -48,7 +47,22 @@ class NeuronTuneConfig(PeftConfig):
             warning at load time, or an error with `strict`.
         strict (`bool`, *optional*, defaults to `False`): Refuse a base model whose fingerprint differs. Not saved.
         provenance (`dict`, *optional*): How the adapter was made: options, seeds, versions, results. JSON values only.
-        format_version (`int`, *optional*, defaults to `1`): Version of the adapter's file format.
+        modulation (`str`, *optional*, defaults to `"static"`):
+            `"static"`: the scales act on every request. `"dynamic"` (`ours`; nearest relative for steering vectors:
+            CAST, arXiv 2409.05907): a trigger, one weight per neuron, decides each request's strength.
+        strength_off (`float`, *optional*, defaults to `0.0`): Strength of requests that do not trigger.
+        strength_on (`float`, *optional*, defaults to `1.0`): Strength of requests that do.
+        trigger_bias (`float`, *optional*, defaults to `0.0`):
+            A request's score is this plus the weighted sum of its neurons' unscaled activations.
+        trigger_threshold (`float`, *optional*, defaults to `0.0`): Scores above it trigger.
+        trigger_gate (`str`, *optional*, defaults to `"step"`):
+            `"step"`: off or on. `"sigmoid"`: a strength in between, by `sigmoid(score - threshold)`.
+        trigger_suffix (`list[int]`, *optional*):
+            Token ids with which the chat template ends a prompt ([`generation_suffix`]); the score is read where the
+            last of them ends in a row. Without it, at the row's last token.
+        recheck_every (`int`, *optional*): Decide again after every so many tokens of the answer.
+        format_version (`int`, *optional*, defaults to `1`):
+            Version of the adapter's file format; 2 with dynamic modulation.
 
     Example:
 
@@ -91,11 +105,23 @@ class NeuronTuneConfig(PeftConfig):
         default=False, metadata={"help": "Refuse a base model whose fingerprint differs (not saved)."}
     )
     provenance: dict[str, Any] | None = field(default=None, metadata={"help": "How the adapter was made."})
-    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the file format."})
+    modulation: str = field(default="static", metadata={"help": "'static', or 'dynamic': decided for each request."})
+    strength_off: float = field(default=0.0, metadata={"help": "Strength of requests that do not trigger."})
+    strength_on: float = field(default=1.0, metadata={"help": "Strength of requests that trigger."})
+    trigger_bias: float = field(default=0.0, metadata={"help": "Score of a request whose neurons are silent."})
+    trigger_threshold: float = field(default=0.0, metadata={"help": "Scores above it trigger."})
+    trigger_gate: str = field(default="step", metadata={"help": "'step' or 'sigmoid'."})
+    trigger_suffix: list[int] | None = field(
+        default=None, metadata={"help": "Token ids with which the chat template ends a prompt."}
+    )
+    recheck_every: int | None = field(default=None, metadata={"help": "Decide again after so many answer tokens."})
+    format_version: int = field(default=STATIC_FORMAT, metadata={"help": "Version of the file format."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_format_version(self.format_version, FORMAT_VERSION, what="adapter configuration")
+        check_format_version(self.format_version, DYNAMIC_FORMAT, what="adapter configuration")
+        check_modulation(self)
+        self.format_version = DYNAMIC_FORMAT if self.modulation == "dynamic" else STATIC_FORMAT
         self.peft_type = PeftType[METHOD]
         # Lists become sets, as in PEFT's own configurations; the names that an adapter finds by itself stay in order.
         if isinstance(self.target_modules, (list, tuple)):
@@ -140,7 +166,8 @@ class NeuronTuneConfig(PeftConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; the same configuration always gives the same text."""
-        saved = [name for name in self.__dataclass_fields__ if name not in ("neurons", "strict")]
+        unsaved = ("neurons", "strict", *(TRIGGER_FIELDS if self.modulation == "static" else ()))
+        saved = [name for name in self.__dataclass_fields__ if name not in unsaved]
         values = {name: getattr(self, name) for name in saved}
         return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
 
@@ -177,7 +204,7 @@ class NeuronTuneConfig(PeftConfig):
             return config
         weights = Path(pretrained_model_name_or_path, subfolder or "", SAFETENSORS_WEIGHTS_NAME)
         if weights.is_file():
-            check_adapter_file(weights)
+            check_adapter_file(weights, modulation=config.modulation)
             if not config.neuron_counts or not config.site_widths:
                 raise ValueError(
                     f"got '{weights.parent}' with an adapter file but no neuron_counts and site_widths in its "
@@ -191,21 +218,30 @@ class NeuronTuneConfig(PeftConfig):
         return config
 
 
-def check_adapter_file(path: Path) -> None:
+def check_adapter_file(path: Path, *, modulation: str) -> None:
     """
-    Refuse a file that safetensors cannot read, such as one that was cut off.
+    Refuse a file that safetensors cannot read, such as one that was cut off, and a trigger that would be left out.
+
+    Args:
+        path (`Path`): The file.
+        modulation (`str`): What its configuration says.
 
     Raises:
         ValueError: Names the file and what is wrong with it.
     """
     try:
-        with safe_open(str(path), framework="pt"):
-            pass
+        with safe_open(str(path), framework="pt") as file:
+            triggers = [key for key in file.keys() if key.endswith(f".{TRIGGER}")]  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"got '{path}', which cannot be read ({error}); expected a whole safetensors file; save or download the "
             "adapter again"
         ) from error
+    if triggers and modulation == "static":
+        raise ValueError(
+            f"got {TRIGGER} at {len(triggers)} sites of '{path}' and a configuration with static modulation; expected "
+            "the adapter_config.json that was saved with them; call set_modulation('static') to take a trigger off"
+        )
 
 
 def check_neuron_counts(neuron_counts: object) -> None:

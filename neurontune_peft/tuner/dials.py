@@ -13,6 +13,7 @@ from torch import nn
 
 from neurontune_peft.tuner.files import AdapterFile
 from neurontune_peft.tuner.layer import NeuronTuneLayer
+from neurontune_peft.tuner.modulation import TRIGGER_FIELDS
 
 
 class Dials:
@@ -124,11 +125,11 @@ class Dials:
         layers = self.neuron_layers(name)
         file = AdapterFile.load(path_or_id, **hub_options)
         attached = self.peft_config[name]
-        for what in ("neuron_counts", "site_widths", "neuron_side", "base_model_fingerprint"):
+        for what in ("neuron_counts", "site_widths", "neuron_side", "base_model_fingerprint", "modulation"):
             if getattr(file.config, what) != getattr(attached, what):
                 raise ValueError(
                     f"got '{path_or_id}', whose {what} differs from that of adapter '{name}'; expected the same "
-                    "shapes and base model; attach it with load_adapter instead"
+                    "shapes, modulation and base model; attach it with load_adapter instead"
                 )
         with torch.no_grad():
             for site, layer in layers.items():
@@ -138,10 +139,14 @@ class Dials:
                         layer.neurontune_index[name]
                     )
                     layer.neurontune_rank[name][part] = file.neurons.ranks[role][site].to(layer.neurontune_rank[name])
+                    if file.triggers:
+                        trigger = layer.neurontune_trigger[name]
+                        trigger[part] = file.triggers[role][site].to(trigger)
         for layer in layers.values():
             for role in layer.roles[name]:
                 layer.turn_dial(name, role)
-        attached.provenance = file.config.provenance
+        for what in ("provenance", *TRIGGER_FIELDS):
+            setattr(attached, what, getattr(file.config, what))
 
     def _totals(self, adapter_name: str, role: str) -> int:
         return sum(self.peft_config[adapter_name].neuron_counts.get(role, {}).values())

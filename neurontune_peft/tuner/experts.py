@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from neurontune_peft.tuner.merge import MergeableLayer
 from neurontune_peft.tuner.rows import CURRENT
+
+if TYPE_CHECKING:
+    from neurontune_peft.tuner.trigger import Reading
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,14 @@ class Experts(MergeableLayer):
             if self.merged:
                 self.unmerge()
             return self.base_layer(hidden_states, *args, **kwargs)
+        routing = (*args, *kwargs.values())[:2]
+        for reading in () if CURRENT.plan is None else CURRENT.plan.readings:
+            self.read_trigger(hidden_states, routing, reading)
         output = self.base_layer(hidden_states, *args, **kwargs)
         change = self.change(hidden_states)
         if change is None:
             return output
         index, factors = change
-        routing = (*args, *kwargs.values())[:2]
         return output + self.correction(hidden_states, index, factors, routing).to(output.dtype)
 
     def change(self, hidden: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -155,6 +160,29 @@ class Experts(MergeableLayer):
         share = (weights.unsqueeze(-1) * chosen).sum(dim=1)  # (N, U)
         scaled = activation.float() * share.float() * factors.to(activation.device)
         return scaled.to(down.dtype) @ down
+
+    def read_trigger(self, hidden: Tensor, routing: tuple[Any, ...], reading: Reading) -> None:
+        """
+        Give a trigger the activations of its neurons, times the routing weights of their experts.
+
+        Args:
+            hidden (`torch.Tensor`): As in [`Experts.correction`].
+            routing (`tuple`): As in [`Experts.correction`].
+            reading ([`Reading`]): What is to be read, at Q positions.
+        """
+        places = reading.flat_positions.to(hidden.device)  # (Q,)
+        if not self.acting((reading.name,)):
+            return
+        index = self.neurontune_index[reading.name].long()
+        expert, neuron = index // self.expert_size, index % self.expert_size  # (k,)
+        if self.layout.routed:
+            experts_of_token, weights = (part[places] for part in routing)  # (Q, K)
+            chosen = experts_of_token.unsqueeze(-1) == expert  # (Q, K, k)
+            share = (weights.unsqueeze(-1) * chosen).sum(dim=1).float()  # (Q, k)
+            reading.add(self, self.activation(hidden[places], expert, neuron).float() * share)
+        else:  # the input holds the routing weights already
+            rows = hidden.view(self.width // self.expert_size, -1, hidden.shape[-1])
+            reading.add(self, self.activation(rows[:, places][expert], expert, neuron).float().T)
 
     def few_experts_act(self, experts_of_token: Tensor) -> bool:
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from neurontune_peft.neurons import Neurons
 from neurontune_peft.tuner.config import NeuronTuneConfig, check_adapter_file
 from neurontune_peft.tuner.loading import SiteLayout, check_adapter_tensors, tensors_by_adapter
-from neurontune_peft.tuner.names import DELTA, INDEX, RANK
+from neurontune_peft.tuner.names import DELTA, INDEX, RANK, TRIGGER
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,15 @@ class AdapterFile:
         neurons ([`Neurons`]): Its neurons with their ranks.
         deltas (`Mapping[str, Mapping[str, torch.Tensor]]`): Role to site to float tensors of shape `(k,)`.
         size (`int`): Bytes of `adapter_model.safetensors`.
+        triggers (`Mapping[str, Mapping[str, torch.Tensor]]`, *optional*):
+            As `deltas`, the weights of the trigger; empty for static modulation.
     """
 
     config: NeuronTuneConfig
     neurons: Neurons
     deltas: Mapping[str, Mapping[str, Tensor]]
     size: int
+    triggers: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path_or_id: str | os.PathLike[str], **hub_options: Any) -> AdapterFile:
@@ -57,7 +60,7 @@ class AdapterFile:
         local = Path(path_or_id, SAFETENSORS_WEIGHTS_NAME)
         is_local = Path(path_or_id).is_dir()
         path = local if is_local else Path(hf_hub_download(str(path_or_id), SAFETENSORS_WEIGHTS_NAME, **hub_options))
-        check_adapter_file(path)
+        check_adapter_file(path, modulation=config.modulation)
         layouts = site_layouts(config)
         found = {f"{key.removeprefix('base_model.model.')}.file": tensor for key, tensor in load_file(path).items()}
         tensors = tensors_by_adapter(found, "").get("file", {})
@@ -78,7 +81,9 @@ class AdapterFile:
         )
         widths = {site: layout.width for site, layout in layouts.items()}
         neurons = Neurons(indices=indices, ranks=ranks, widths=widths)
-        return cls(config=config, neurons=neurons, deltas=by_role(DELTA), size=path.stat().st_size)
+        triggers = by_role(TRIGGER) if config.modulation == "dynamic" else {}
+        size = path.stat().st_size
+        return cls(config=config, neurons=neurons, deltas=by_role(DELTA), size=size, triggers=triggers)
 
 
 def site_layouts(config: NeuronTuneConfig) -> dict[str, SiteLayout]:
@@ -102,5 +107,5 @@ def site_layouts(config: NeuronTuneConfig) -> dict[str, SiteLayout]:
             if site in counts[role]:
                 roles[role] = slice(start, start + counts[role][site])
                 start = roles[role].stop
-        layouts[site] = SiteLayout(roles=roles, width=widths[site])
+        layouts[site] = SiteLayout(roles=roles, width=widths[site], dynamic=config.modulation == "dynamic")
     return {site: layout for site, layout in layouts.items() if layout.count}

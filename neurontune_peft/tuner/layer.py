@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from neurontune_peft.checks import check_indices
-from neurontune_peft.tuner.names import NOT_LOADED
+from neurontune_peft.tuner.names import NOT_LOADED, SAVED, TRIGGER
 from neurontune_peft.tuner.scaling import Scaling
 
 
@@ -38,6 +38,7 @@ class NeuronTuneLayer(Scaling, BaseTunerLayer):
     - `neurontune_delta`: scale - 1, float32, shape `(k,)`, trainable, 0 at the start;
     - `neurontune_index`: which neurons, int32, shape `(k,)`;
     - `neurontune_rank`: their ranks within their roles, int32, shape `(k,)`;
+    - `neurontune_trigger`: weights of the trigger, float32, shape `(k,)`, for adapters with dynamic modulation only;
     - `neurontune_strength`: strength per neuron, float32, shape `(k,)`, 1 unless a dial is turned; not saved;
     - `roles`: role to the slice of the `k` neurons that have it;
     - `dials`: role to its [`Dial`], from which `neurontune_strength` follows.
@@ -46,7 +47,14 @@ class NeuronTuneLayer(Scaling, BaseTunerLayer):
     """
 
     adapter_layer_names = ("neurontune_delta",)
-    other_param_names = ("neurontune_index", "neurontune_rank", "neurontune_strength", "roles", "dials")
+    other_param_names = (
+        "neurontune_index",
+        "neurontune_rank",
+        "neurontune_trigger",
+        "neurontune_strength",
+        "roles",
+        "dials",
+    )
 
     base_layer: nn.Module
     if TYPE_CHECKING:  # PEFT's base class is not annotated
@@ -63,6 +71,7 @@ class NeuronTuneLayer(Scaling, BaseTunerLayer):
         self.neurontune_delta = nn.ParameterDict({})
         self.neurontune_index = BufferDict(persistent=True)
         self.neurontune_rank = BufferDict(persistent=True)
+        self.neurontune_trigger = BufferDict(persistent=True)
         self.neurontune_strength = BufferDict(persistent=False)
         self.roles: dict[str, dict[str, slice]] = {}
         self.dials: dict[str, dict[str, Dial]] = {}
@@ -80,6 +89,7 @@ class NeuronTuneLayer(Scaling, BaseTunerLayer):
         selected: Mapping[str, tuple[Tensor, Tensor]],
         init_weights: bool = True,
         inference_mode: bool = False,
+        dynamic: bool = False,
     ) -> None:
         """
         Add an adapter.
@@ -91,6 +101,7 @@ class NeuronTuneLayer(Scaling, BaseTunerLayer):
                 for neurons that a file will bring.
             init_weights (`bool`, *optional*, defaults to `True`): Start as the identity instead of at random deltas.
             inference_mode (`bool`, *optional*, defaults to `False`): Freeze the deltas.
+            dynamic (`bool`, *optional*, defaults to `False`): Hold weights of a trigger; they start as the deltas do.
 
         Raises:
             ValueError: When an index is out of range, negative or repeated.
@@ -110,6 +121,8 @@ class NeuronTuneLayer(Scaling, BaseTunerLayer):
         self.neurontune_index[adapter_name] = index
         self.neurontune_rank[adapter_name] = torch.cat([selected[role][1] for role in roles]).to(torch.int32)
         self.neurontune_strength[adapter_name] = torch.ones(start)
+        if dynamic:
+            self.neurontune_trigger[adapter_name] = torch.zeros(start) if init_weights else torch.randn(start)
         if to_be_loaded:
             self._unchecked.add(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -122,7 +135,7 @@ class NeuronTuneLayer(Scaling, BaseTunerLayer):
             device = next(chain(base.parameters(), base.buffers())).device
         if device.type == "meta":
             return
-        for name in ("neurontune_delta", "neurontune_index", "neurontune_rank", "neurontune_strength"):
+        for name in (*SAVED, TRIGGER, "neurontune_strength"):
             held = getattr(self, name)
             if adapter_name in held and not held[adapter_name].is_meta:
                 moved = held[adapter_name].to(device)
@@ -130,13 +143,15 @@ class NeuronTuneLayer(Scaling, BaseTunerLayer):
 
     def leave_to_loader(self, adapter_name: str) -> None:
         """
-        Have indices and ranks on the meta device when the deltas are, until a loader brings all three.
+        Have what is saved on the meta device when the deltas are, until a loader brings it.
 
         `low_cpu_mem_usage` moves parameters alone, and PEFT's replacing of a module cannot copy empty buffers.
         """
         if self.neurontune_delta[adapter_name].is_meta:
             self.neurontune_index[adapter_name] = self.neurontune_index[adapter_name].to("meta")
             self.neurontune_rank[adapter_name] = self.neurontune_rank[adapter_name].to("meta")
+            if adapter_name in self.neurontune_trigger:
+                self.neurontune_trigger[adapter_name] = self.neurontune_trigger[adapter_name].to("meta")
             self._unchecked.add(adapter_name)
 
     def check_loaded(self) -> None:
@@ -144,7 +159,7 @@ class NeuronTuneLayer(Scaling, BaseTunerLayer):
         Refuse impossible tensors of adapters that a loader wrote into this layer without going through a state dict.
 
         Raises:
-            ValueError: When an index is out of range or repeated, or a delta is NaN or infinite.
+            ValueError: When an index is out of range or repeated, or a delta or trigger weight is NaN or infinite.
         """
         for adapter_name in list(self._unchecked):
             index = self.neurontune_index[adapter_name]
@@ -152,6 +167,8 @@ class NeuronTuneLayer(Scaling, BaseTunerLayer):
                 continue
             check_indices(type(self).__name__, index, self.width)
             check_finite(type(self).__name__, self.neurontune_delta[adapter_name])
+            if adapter_name in self.neurontune_trigger:
+                check_finite(type(self).__name__, self.neurontune_trigger[adapter_name], what="trigger weight")
             self._unchecked.discard(adapter_name)
 
     def turn_dial(self, adapter_name: str, role: str, **setting: Any) -> None:
@@ -179,9 +196,9 @@ class NeuronTuneLayer(Scaling, BaseTunerLayer):
         return f"neurons={ {name: delta.numel() for name, delta in self.neurontune_delta.items()} }"
 
 
-def check_finite(site: str, delta: Tensor) -> None:
+def check_finite(site: str, delta: Tensor, *, what: str = "delta") -> None:
     """
-    Refuse deltas that are NaN or infinite.
+    Refuse deltas, or other weights of an adapter, that are NaN or infinite.
 
     Raises:
         ValueError: Names the site and the place.
@@ -190,6 +207,6 @@ def check_finite(site: str, delta: Tensor) -> None:
     bad = (~torch.isfinite(delta)).nonzero()
     if bad.numel():
         raise ValueError(
-            f"got delta {float(delta[bad[0, 0]])} at '{site}', position {int(bad[0, 0])}; expected finite numbers; "
+            f"got {what} {float(delta[bad[0, 0]])} at '{site}', position {int(bad[0, 0])}; expected finite numbers; "
             "train or download the adapter again"
         )

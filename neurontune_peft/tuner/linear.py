@@ -52,6 +52,11 @@ class Linear(MergeableLayer):
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Scaling a bias is not a change of the weight, so it cannot become a LoRA."""
+        if adapter_name in self.neurontune_trigger:
+            raise ValueError(
+                f"got adapter '{adapter_name}' with dynamic modulation; expected a static one, as a LoRA cannot "
+                "decide for each request; call set_modulation('static') first, which acts on every request"
+            )
         return self._scaled_bias() is None
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:

@@ -11,8 +11,9 @@ from peft.utils import _get_submodules
 from torch import Tensor, nn
 
 from neurontune_peft.checks import check_indices, check_ranks
+from neurontune_peft.tuner.dynamic import remove_hooks
 from neurontune_peft.tuner.layer import NeuronTuneLayer, check_finite
-from neurontune_peft.tuner.names import DELTA, INDEX, NOT_LOADED, RANK, SAVED
+from neurontune_peft.tuner.names import DELTA, INDEX, NOT_LOADED, RANK, SAVED, TRIGGER
 
 # site -> name of the tensor (`neurontune_delta`, …) -> tensor
 AdapterTensors = dict[str, dict[str, Tensor]]
@@ -49,7 +50,9 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], prefix:
     try:
         for adapter_name, tensors in tensors_by_adapter(state_dict, prefix).items():
             layouts = {
-                name: SiteLayout(layer.roles[adapter_name], layer.width)
+                name: SiteLayout(
+                    layer.roles[adapter_name], layer.width, dynamic=adapter_name in layer.neurontune_trigger
+                )
                 for name, layer in layers.items()
                 if adapter_name in layer.neurontune_delta
             }
@@ -65,7 +68,7 @@ def tensors_by_adapter(state_dict: Mapping[str, Tensor], prefix: str) -> dict[st
     found: dict[str, AdapterTensors] = {}
     for key, tensor in state_dict.items():
         parts = key.removeprefix(prefix).rsplit(".", 2)
-        if len(parts) == 3 and parts[1] in SAVED:
+        if len(parts) == 3 and parts[1] in (*SAVED, TRIGGER):
             site, name, adapter_name = parts
             found.setdefault(adapter_name, {}).setdefault(site, {})[name] = tensor
     return found
@@ -79,10 +82,17 @@ class SiteLayout:
     Args:
         roles (`Mapping[str, slice]`): Role to its slice of the site's neurons.
         width (`int`): Number of neurons that the site has in all.
+        dynamic (`bool`, *optional*, defaults to `False`): Whether the site holds weights of a trigger.
     """
 
     roles: Mapping[str, slice]
     width: int
+    dynamic: bool = False
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """Names of the tensors of the site."""
+        return (*SAVED, TRIGGER) if self.dynamic else SAVED
 
     @property
     def count(self) -> int:
@@ -123,10 +133,15 @@ def check_site_tensors(site: str, tensors: Mapping[str, Tensor], layout: SiteLay
     Raises:
         ValueError: Names site, tensor, what was found and what was expected.
     """
-    for name in SAVED:
+    if TRIGGER in tensors and not layout.dynamic:
+        raise ValueError(
+            f"got {TRIGGER} at '{site}' of an adapter with static modulation; expected {', '.join(SAVED)}; load the "
+            "adapter_config.json that was saved with these tensors"
+        )
+    for name in layout.saved:
         if name not in tensors:
             raise ValueError(
-                f"got no {name} at '{site}'; expected {', '.join(SAVED)}; download or save the adapter again"
+                f"got no {name} at '{site}'; expected {', '.join(layout.saved)}; download or save the adapter again"
             )
         shape, dtype = tuple(tensors[name].shape), tensors[name].dtype
         if shape != (layout.count,):
@@ -134,11 +149,13 @@ def check_site_tensors(site: str, tensors: Mapping[str, Tensor], layout: SiteLay
                 f"got {name} of shape {shape} at '{site}'; expected ({layout.count},); load the adapter_config.json "
                 "that was saved with these tensors"
             )
-        if dtype.is_floating_point != (name == DELTA) or dtype.is_complex or dtype is torch.bool:
-            wanted = "floating point" if name == DELTA else "integer"
+        if dtype.is_floating_point != (name in (DELTA, TRIGGER)) or dtype.is_complex or dtype is torch.bool:
+            wanted = "floating point" if name in (DELTA, TRIGGER) else "integer"
             raise ValueError(f"got {name} of dtype {dtype} at '{site}'; expected {wanted}; save the adapter again")
     check_indices(site, tensors[INDEX], layout.width)
     check_finite(site, tensors[DELTA])
+    if layout.dynamic:
+        check_finite(site, tensors[TRIGGER], what="trigger weight")
 
 
 def discard_unloaded_adapter(model: nn.Module, layers: Mapping[str, NeuronTuneLayer], adapter_name: str) -> None:
@@ -158,3 +175,4 @@ def discard_unloaded_adapter(model: nn.Module, layers: Mapping[str, NeuronTuneLa
     if not peft_config and hasattr(model, "peft_config"):
         del model.peft_config
         remove_load_check(model)
+        remove_hooks(model)

@@ -20,6 +20,8 @@ class MergeableLayer(nn.Module, NeuronTuneLayer):
     def __init__(self, base_layer: nn.Module, **options: Any) -> None:
         super().__init__()
         NeuronTuneLayer.__init__(self, base_layer, **options)
+        # Adapter to the factor of its deltas in merged weights; kept, as turning a dial merges again.
+        self.merge_strengths: dict[str, float] = {}
 
     @abstractmethod
     def read_slices(self, index: Tensor) -> dict[str, Tensor]:
@@ -60,7 +62,7 @@ class MergeableLayer(nn.Module, NeuronTuneLayer):
             )
         self.unmerge()  # should merging fail, nothing is merged
         replaced = self.read_slices(index)
-        scale = self.combined_scale(merged)[index]
+        scale = self.combined_scale(merged, factors=self.merge_strengths)[index]
         scaled = {key: scale_slices(part, scale) for key, part in replaced.items()}
         broken = [key for key, part in scaled.items() if safe_merge and not torch.isfinite(part).all()]
         if broken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,6 +11,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+from neurontune_peft.tuner.dynamic import remove_hooks
 from neurontune_peft.tuner.loading import remove_load_check
 from neurontune_peft.tuner.merge import MergeableLayer
 from neurontune_peft.tuner.quantized import QuantizedLinear, compute_dtype, leave_unquantized, rounding_warning
@@ -18,17 +20,28 @@ from neurontune_peft.tuner.quantized import QuantizedLinear, compute_dtype, leav
 class Merging(BaseTuner):
     """Methods of [`NeuronTuneModel`] that fold adapters into the base model."""
 
-    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+    def merge_adapter(
+        self,
+        adapter_names: list[str] | None = None,
+        safe_merge: bool = False,
+        *,
+        strength: float | None = None,
+    ) -> None:
         """
         Fold adapters into the weights until `unmerge_adapter`, which restores them bit for bit, quantised ones too.
 
         Args:
             adapter_names (`list[str]`, *optional*): Adapters to merge; the active ones by default.
             safe_merge (`bool`, *optional*, defaults to `False`): Look for NaN and infinite values before writing.
+            strength (`float`, *optional*):
+                Multiplies the deltas that are merged. Required for adapters with dynamic modulation, which weights
+                cannot express: merged, they act on every request.
 
         Raises:
-            ValueError: When an adapter is broken, or quantised weights cannot be written back; nothing is changed.
+            ValueError: When an adapter is broken, quantised weights cannot be written back, or `strength` is missing
+                for a dynamic adapter; nothing is changed.
         """
+        self._set_merge_strength(adapter_names, strength)
         quantized = self._quantized_layers(adapter_names)
         for layer in quantized.values():
             layer.check_mergeable()
@@ -44,6 +57,7 @@ class Merging(BaseTuner):
         adapter_names: list[str] | None = None,
         *,
         dequantize: bool = False,
+        strength: float | None = None,
     ) -> nn.Module:
         """
         Fold adapters into the weights and take the adapter layers off.
@@ -55,6 +69,7 @@ class Merging(BaseTuner):
             dequantize (`bool`, *optional*, defaults to `False`):
                 Put plain `nn.Linear` modules, in the dtype of the activations, in the place of the quantised modules
                 that hold neurons of the adapters, so that the scales are not rounded. The rest stays quantised.
+            strength (`float`, *optional*): As in [`~NeuronTuneModel.merge_adapter`].
 
         Returns:
             `torch.nn.Module`: The base model.
@@ -65,19 +80,37 @@ class Merging(BaseTuner):
         """
         model: nn.Module
         with self._dequantized(adapter_names) if dequantize else nullcontext():
-            self.merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+            self.merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge, strength=strength)
         with warnings.catch_warnings():
             # PEFT merges again as it unloads, and says so.
             warnings.filterwarnings("ignore", "All adapters are already merged")
             model = super().merge_and_unload(progressbar=progressbar, adapter_names=adapter_names)
         remove_load_check(model)
+        remove_hooks(model)
         return model
 
     def unload(self) -> nn.Module:
         """Take the adapter layers off; returns the base model."""
         model: nn.Module = super().unload()
         remove_load_check(model)
+        remove_hooks(model)
         return model
+
+    def _set_merge_strength(self, adapter_names: list[str] | None, strength: float | None) -> None:
+        """Tell layers at which strength to merge; refuse a dynamic adapter without one."""
+        layers = [module for module in self.model.modules() if isinstance(module, MergeableLayer)]
+        merged = {name for layer in layers for name in layer.merged_adapters}
+        names = [n for n in (self.active_adapters if adapter_names is None else adapter_names) if n not in merged]
+        dynamic = [n for n in names if n in self.peft_config and self.peft_config[n].modulation == "dynamic"]
+        if strength is None and dynamic:
+            raise ValueError(
+                f"got adapters {dynamic} with dynamic modulation and no strength; expected one, as merged weights "
+                "cannot decide for each request and act on all of them; pass strength=1.0 to write the static adapter"
+            )
+        if strength is not None and not math.isfinite(strength):
+            raise ValueError(f"got strength={strength}; expected a finite number; 0 is the base model, 1 the adapter")
+        for layer in layers:
+            layer.merge_strengths.update(dict.fromkeys(names, 1.0 if strength is None else float(strength)))
 
     def _quantized_layers(self, adapter_names: list[str] | None) -> dict[str, QuantizedLinear]:
         names = self.active_adapters if adapter_names is None else adapter_names

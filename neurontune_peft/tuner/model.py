@@ -17,12 +17,14 @@ from neurontune_peft.sites import find_sites
 from neurontune_peft.tuner.combine import Combining
 from neurontune_peft.tuner.config import NeuronTuneConfig
 from neurontune_peft.tuner.dials import Dials
+from neurontune_peft.tuner.dynamic import install_hooks
 from neurontune_peft.tuner.fingerprint import fingerprint
 from neurontune_peft.tuner.layer import NeuronTuneLayer
 from neurontune_peft.tuner.loading import install_load_check
 from neurontune_peft.tuner.merging import Merging
 from neurontune_peft.tuner.names import PREFIX
 from neurontune_peft.tuner.packing import unpack_before_saving, unpack_for_training
+from neurontune_peft.tuner.requests import Requests
 from neurontune_peft.tuner.rows import (
     CURRENT,
     RowPlan,
@@ -44,7 +46,7 @@ from neurontune_peft.tuner.targets import (
 )
 
 
-class NeuronTuneModel(Combining, Dials, Merging):
+class NeuronTuneModel(Combining, Dials, Requests, Merging):
     """
     A model whose neurons are scaled by an adapter.
 
@@ -153,6 +155,7 @@ class NeuronTuneModel(Combining, Dials, Merging):
             selected=selected,
             init_weights=peft_config.init_weights,
             inference_mode=peft_config.inference_mode,
+            dynamic=peft_config.modulation == "dynamic",
         )
         if layer is not target:
             if adapter_name not in self.active_adapters:
@@ -169,6 +172,8 @@ class NeuronTuneModel(Combining, Dials, Merging):
     def _post_injection_hook(self, model: nn.Module, config: NeuronTuneConfig, adapter_name: str) -> None:
         # On the base model, not on this tuner: `inject_adapter_in_model` throws the tuner away.
         install_load_check(model)
+        if config.modulation == "dynamic":
+            install_hooks(model)
 
     def train(self, mode: bool = True) -> NeuronTuneModel:
         if mode:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from neurontune_peft.tuner.deciding import Call
+    from neurontune_peft.tuner.trigger import Reading, TriggerDecision
 
 BASE = "__base__"  # PEFT's name for a row without adapter
 
@@ -26,6 +30,12 @@ class RowPlan:
         strengths (`torch.Tensor`, *optional*): Strength of each row, shape `(B,)`; 1 by default.
         tables (`dict`, *optional*): Scaled neurons and scales per layer, worked out once per call.
         dense_tables (`dict`, *optional*): Scales of all neurons per layer, worked out once per call.
+        decided (`Mapping[str, torch.Tensor]`, *optional*):
+            Strengths that triggers have decided on, adapter to a tensor of shape `(B,)`.
+        resting (`frozenset[str]`, *optional*): Adapters that act on no row.
+        acts (`torch.Tensor`, *optional*): Where in each row strengths act, `(B, T)`; everywhere by default.
+        readings (`tuple[Reading, ...]`, *optional*): Collect what the neurons of some positions say, unscaled.
+        call ([`Call`], *optional*): The call of the base model that this plan was made for.
     """
 
     rows: int
@@ -33,6 +43,18 @@ class RowPlan:
     strengths: Tensor | None = None
     tables: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
     dense_tables: dict[int, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    decided: Mapping[str, Tensor] = field(default_factory=dict)
+    resting: frozenset[str] = frozenset()
+    acts: Tensor | None = None
+    readings: tuple[Reading, ...] = field(default=(), compare=False, repr=False)
+    call: Call | None = field(default=None, compare=False, repr=False)
+
+    def factors(self, adapter_names: Sequence[str], device: torch.device) -> Tensor | None:
+        """Strengths that triggers have decided on, shape `(A, B)`, 1 for adapters without; `None` without triggers."""
+        if not self.decided:
+            return None
+        ones = torch.ones(self.rows, device=device)
+        return torch.stack([self.decided[n].to(device) if n in self.decided else ones for n in adapter_names])
 
     def expanded(self, table: Tensor, hidden: Tensor) -> Tensor:
         """
@@ -46,7 +68,7 @@ class RowPlan:
             hidden (`torch.Tensor`): Shape `(R, ..., F)` with R a multiple of B.
 
         Returns:
-            `torch.Tensor`: Shape `(R, 1, ..., U)`.
+            `torch.Tensor`: Shape `(R, 1, ..., U)`; with `acts` `(R, T, U)`, 1 where no strength acts.
 
         Raises:
             ValueError: When R is no multiple of B.
@@ -58,7 +80,20 @@ class RowPlan:
                 "strength per request; pass as many as there are requests in the batch"
             )
         rows = table.repeat_interleave(repeats, dim=0) if repeats > 1 else table  # (R, U)
-        return rows.view(rows.shape[0], *[1] * (hidden.ndim - 2), rows.shape[1])
+        rows = rows.view(rows.shape[0], *[1] * (hidden.ndim - 2), rows.shape[1])
+        if self.acts is None:
+            return rows
+        acts = self.acts.to(rows.device)  # (B, T)
+        acts = acts.reshape(-1, 1) if hidden.ndim == 2 else acts.unsqueeze(-1)
+        return torch.where(acts, rows, 1)
+
+
+class Slot:
+    """Holds the plan of one thread."""
+
+    def __init__(self) -> None:
+        self.plan: RowPlan | None = None
+        self.observer: Callable[[list[TriggerDecision]], None] | None = None
 
 
 class CurrentPlan(threading.local):
@@ -66,11 +101,30 @@ class CurrentPlan(threading.local):
     The plan of the running call, each thread its own: two threads that generate do not see each other's.
 
     Layers are called by the base model, which knows nothing of plans, so there is no argument to pass them through.
-    `torch.compile` guards on the attribute because it is set in `__init__`; a class attribute would go unnoticed.
+    `torch.compile` guards on the slot, and sees in a graph what hooks put into it; attributes of a `threading.local`
+    itself that hooks set go unnoticed there.
     """
 
     def __init__(self) -> None:
-        self.plan: RowPlan | None = None
+        self.slot = Slot()
+
+    @property
+    def plan(self) -> RowPlan | None:
+        """What the rows of the running call ask for."""
+        return self.slot.plan
+
+    @plan.setter
+    def plan(self, plan: RowPlan | None) -> None:
+        self.slot.plan = plan
+
+    @property
+    def observer(self) -> Callable[[list[TriggerDecision]], None] | None:
+        """Who is told what triggers decide."""
+        return self.slot.observer
+
+    @observer.setter
+    def observer(self, observer: Callable[[list[TriggerDecision]], None] | None) -> None:
+        self.slot.observer = observer
 
 
 CURRENT = CurrentPlan()

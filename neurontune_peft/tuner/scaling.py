@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ class Scaling:
     neurontune_delta: nn.ParameterDict
     neurontune_index: BufferDict
     neurontune_strength: BufferDict
+    neurontune_trigger: BufferDict
     width: int
     merged: bool
     active_adapters: list[str]
@@ -60,11 +61,19 @@ class Scaling:
         scaled[..., index] = chosen
         return scaled
 
-    def combined_scale(self, adapter_names: list[str]) -> Tensor:
-        """Scales of all neurons under several adapters, `1 + sum(strength * delta)`, shape `(width,)`, float32."""
+    def combined_scale(self, adapter_names: list[str], *, factors: Mapping[str, float] | None = None) -> Tensor:
+        """
+        Scales of all neurons under several adapters, `1 + sum(strength * delta)`, shape `(width,)`, float32.
+
+        Args:
+            adapter_names (`list[str]`): The adapters.
+            factors (`Mapping[str, float]`, *optional*): More strengths, which multiply those of the dials.
+        """
         total: Tensor | None = None
         for name in adapter_names:
             change = self.change_of(name)
+            if factors is not None:
+                change = change * factors.get(name, 1.0)
             if total is None:
                 total = torch.ones(self.width, device=change.device, dtype=change.dtype)
             # In place, as a copy of all neurons per adapter would cost more than scaling them.
@@ -113,7 +122,7 @@ class Scaling:
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: Indices of shape `(U,)`, and scales of shape `(B, U)`, float32.
         """
-        held = self.acting(self.active_adapters if plan.adapter_names is None else sorted(set(plan.adapter_names)))
+        held = self.acting_in(plan)
         if len(held) == 1:
             index = self.neurontune_index[held[0]]
             changes = self.change_of(held[0]).unsqueeze(0)  # (A, U)
@@ -123,12 +132,19 @@ class Scaling:
             deltas = torch.cat([self.neurontune_delta[name] for name in held])
             changes = torch.zeros(len(held) * len(index), device=index.device)
             changes = changes.index_copy(0, places, (strengths * deltas).float()).view(len(held), len(index))
+        factors = plan.factors(held, changes.device)  # (A, B)
         if plan.adapter_names is None:
-            table = changes.sum(dim=0, keepdim=True).expand(plan.rows, -1)  # (B, U)
+            if factors is None:
+                table = changes.sum(dim=0, keepdim=True).expand(plan.rows, -1)  # (B, U)
+            else:
+                table = (factors.unsqueeze(-1) * changes.unsqueeze(1)).sum(dim=0)  # (B, U)
         else:  # one more row of zeros for requests whose adapter has no neurons here
             place = [held.index(name) if name in held else len(held) for name in plan.adapter_names]
             rows = torch.tensor(place, device=changes.device)
             table = torch.cat([changes, torch.zeros_like(changes[:1])]).index_select(0, rows)
+            if factors is not None:
+                own = torch.cat([factors, torch.ones_like(factors[:1])])
+                table = own.gather(0, rows.unsqueeze(0)).T * table
         if plan.strengths is not None:
             table = plan.strengths.to(table.device).unsqueeze(1) * table
         return index, 1 + table
@@ -160,12 +176,19 @@ class Scaling:
 
     def acts_on(self, plan: RowPlan) -> bool:
         """Whether any row of a plan scales neurons of this layer."""
-        return bool(self.acting(self.active_adapters if plan.adapter_names is None else plan.adapter_names))
+        return bool(self.acting_in(plan))
+
+    def acting_in(self, plan: RowPlan) -> list[str]:
+        """The adapters of a plan's rows that have neurons here and do not rest."""
+        names = self.active_adapters if plan.adapter_names is None else sorted(set(plan.adapter_names))
+        return self.acting(name for name in names if name not in plan.resting)
 
     def scaled(self, hidden: Tensor) -> Tensor:
         """Neurons under the adapters that act now: those of the call's row plan, or else the active ones."""
         plan = CURRENT.plan
         if plan is not None:
+            for reading in plan.readings:
+                reading.read(self, hidden)
             return self.scale_neurons_by_row(hidden, plan) if self.acts_on(plan) else hidden
         names = [] if self.merged else self.acting(self.active_adapters)
         return self.scale_neurons(hidden, names) if names else hidden

@@ -1,0 +1,67 @@
+"""What does a trigger see of a request? The activations of an adapter's neurons where its prompt ends."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers.utils import logging
+
+from neurontune_peft.prompts import encode
+from neurontune_peft.prompts.answers import evaluating
+from neurontune_peft.tuner.rows import RowPlan, row_plan
+from neurontune_peft.tuner.trigger import Reading, prompt_ends
+
+
+def trigger_features(
+    model: PeftModel,
+    tokenizer: Any,
+    texts: Sequence[str],
+    *,
+    adapter_name: str,
+    suffix: Sequence[int] | None,
+    batch_size: int = 16,
+    max_length: int | None = None,
+    chat_template: str | None = None,
+) -> dict[str, Tensor]:
+    """
+    Unscaled activations of an adapter's neurons where prompts end.
+
+    Args:
+        model (`PeftModel`): The model.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        texts (`Sequence[str]`): Requests, put into the chat template.
+        adapter_name (`str`): The adapter.
+        suffix (`Sequence[int]`, *optional*): Token ids of the generation prompt.
+        batch_size (`int`, *optional*, defaults to `16`): Requests per forward pass.
+        max_length (`int`, *optional*): Most tokens of a request.
+        chat_template (`str`, *optional*): Replaces the tokenizer's own.
+
+    Returns:
+        `dict[str, torch.Tensor]`: Site to activations of shape `(n, k)`, float32, on the CPU.
+    """
+    tuner: Any = model.base_model
+    layers = tuner.neuron_layers(adapter_name)
+    base = model.get_base_model()
+    fewest = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # rows of a batch of about equal length
+    found: dict[str, list[Tensor]] = {site: [] for site in layers}
+    with evaluating(model), torch.no_grad(), logging.tqdm(total=len(texts), desc="read trigger", unit="prompt") as bar:
+        for start in range(0, len(texts), batch_size):
+            rows = [texts[i] for i in order[start : start + batch_size]]
+            # Logits are not looked at; those of whole prompts are large.
+            batch = encode(tokenizer, rows, chat_template=chat_template, max_length=max_length).to(base.device)
+            ends = prompt_ends(batch.input_ids, batch.attention_mask, suffix)
+            reading = Reading(adapter_name, ends.unsqueeze(1), batch.input_ids.shape[1], keep_features=True)
+            plan = RowPlan(rows=len(rows), resting=frozenset([adapter_name]), readings=(reading,))
+            with row_plan(plan):
+                base(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **fewest)
+            for site, layer in layers.items():
+                found[site].append(reading.features[id(layer)].cpu())
+            bar.update(len(rows))
+    back = torch.tensor(order).argsort()
+    return {site: torch.cat(parts)[back] for site, parts in found.items()}

@@ -1,0 +1,267 @@
+"""Which requests shall an adapter act on? Fitting the trigger of dynamic modulation and calibrating its threshold."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers.utils import logging
+
+from neurontune_peft.prompts import PromptSet
+from neurontune_peft.prompts.chat import generation_suffix
+from neurontune_peft.training.features import trigger_features
+from neurontune_peft.training.logistic import Linear, area_under_curve, fit_logistic
+from neurontune_peft.training.requests import Example, examples_of
+from neurontune_peft.tuner.layer import NeuronTuneLayer
+
+L2 = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+FEWEST = 10  # requests of either kind on which a rate can be stated at all
+
+
+@dataclass(frozen=True)
+class TriggerFit:
+    """
+    How well a trigger tells harmful requests from harmless ones, on requests that were kept back from fitting.
+
+    Args:
+        dynamic (`bool`): Whether the adapter has the trigger now; `False`: it separates too little.
+        auc (`float`): Mean of `family_auc` over attack families.
+        family_auc (`Mapping[str, float]`): Family or frame to the area under the curve of a trigger fitted without it.
+        detection (`Mapping[str, float]`): Group of harmful requests to the share that triggers.
+        false_positives (`Mapping[str, float]`): Group of harmless requests to the share that triggers.
+        threshold (`float`): Scores above it trigger.
+        budget (`float`): The largest share of each group of harmless requests that was to trigger.
+        l2 (`float`): The regularisation chosen.
+        missed (`tuple[str, ...]`): Harmful texts that do not trigger.
+        flagged (`tuple[str, ...]`): Harmless texts that do.
+    """
+
+    dynamic: bool
+    auc: float
+    family_auc: Mapping[str, float]
+    detection: Mapping[str, float]
+    false_positives: Mapping[str, float]
+    threshold: float
+    budget: float
+    l2: float
+    missed: tuple[str, ...]
+    flagged: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers as JSON values, without the texts."""
+        return {name: value for name, value in asdict(self).items() if name not in ("missed", "flagged")}
+
+
+def fit_trigger(
+    model: PeftModel,
+    tokenizer: Any,
+    prompts: PromptSet,
+    *,
+    false_positive_budget: float = 0.02,
+    lowest_auc: float = 0.6,
+    validation_share: float = 0.25,
+    examples_per_kind: int = 300,
+    batch_size: int = 16,
+    max_length: int | None = None,
+    seed: int = 0,
+    chat_template: str | None = None,
+) -> TriggerFit:
+    """
+    Give the active adapter a trigger that fires on harmful requests, in place.
+
+    A logistic regression on the unscaled activations of the adapter's neurons where the prompt ends (`ours`). It is
+    fitted on requests of the train split: harmful ones plain, attacked and in harmless frames, against benign and
+    borderline ones plain, in the same templates and in the same frames. Each family and frame is left out once; how
+    well the trigger reads what it was not fitted on chooses the regularisation, and the scores of harmless requests
+    there set the threshold, together with those of plain requests that were kept back.
+
+    Args:
+        model (`PeftModel`): A model with one active NeuronTune adapter.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        prompts ([`PromptSet`]): The prompt set; its test split is not touched.
+        false_positive_budget (`float`, *optional*, defaults to `0.02`):
+            Largest share of benign, borderline, wrapped and framed requests, each kept back, that may trigger.
+        lowest_auc (`float`, *optional*, defaults to `0.6`): Below it the adapter is left, or made, static.
+        validation_share (`float`, *optional*, defaults to `0.25`): Share of the train requests that is kept back.
+        examples_per_kind (`int`, *optional*, defaults to `300`): Most requests of each kind.
+        batch_size (`int`, *optional*, defaults to `16`): Requests per forward pass.
+        max_length (`int`, *optional*): Most tokens of a request, as in [`encode`].
+        seed (`int`, *optional*, defaults to `0`): Decides which requests are kept back.
+        chat_template (`str`, *optional*): Replaces the tokenizer's own.
+
+    Returns:
+        [`TriggerFit`]: How well it does.
+
+    Raises:
+        ValueError: When there is no such adapter, a setting is impossible, or there are too few requests.
+
+    Example:
+
+        ```py
+        >>> fit = fit_trigger(model, tokenizer, PromptSet.load())
+        >>> fit.auc, fit.false_positives
+        >>> model.save_pretrained("adapter")
+        ```
+    """
+    for name, value in (("false_positive_budget", false_positive_budget), ("validation_share", validation_share)):
+        if not 0 < value < 1:
+            raise ValueError(f"got {name}={value}; expected a share between 0 and 1; 0.02 is 2 %")
+    adapter_name = check_adapter(model)
+    examples = examples_of(prompts, validation_share=validation_share, seed=seed, most=examples_per_kind)
+    check_enough(examples, false_positive_budget)
+    suffix = generation_suffix(tokenizer, chat_template=chat_template)
+    parts = trigger_features(
+        model,
+        tokenizer,
+        [example.text for example in examples],
+        adapter_name=adapter_name,
+        suffix=suffix,
+        batch_size=batch_size,
+        max_length=max_length,
+        chat_template=chat_template,
+    )
+    features = torch.cat(list(parts.values()), dim=1)  # (n, k)
+    l2, family_auc, scores, trigger = cross_fitted(examples, features)
+    threshold = calibrated(examples, scores, false_positive_budget)
+    attacks = [family_auc[family] for family in prompts.train_families if family in family_auc]
+    auc = sum(attacks) / len(attacks) if attacks else math.nan
+    fires = scores > threshold
+    fit = TriggerFit(
+        dynamic=auc >= lowest_auc,
+        auc=auc,
+        family_auc=family_auc,
+        detection=rates(examples, fires, harmful=True),
+        false_positives=rates(examples, fires, harmful=False),
+        threshold=threshold,
+        budget=false_positive_budget,
+        l2=l2,
+        missed=tuple(e.text for e, fired in zip(examples, fires, strict=True) if e.held and e.harmful and not fired),
+        flagged=tuple(e.text for e, fired in zip(examples, fires, strict=True) if e.held and not e.harmful and fired),
+    )
+    write_trigger(model, adapter_name, fit, trigger, {site: part.shape[1] for site, part in parts.items()}, suffix)
+    return fit
+
+
+def check_adapter(model: PeftModel) -> str:
+    """
+    Name of the one active adapter.
+
+    Raises:
+        ValueError: When it is no NeuronTune adapter, or not alone.
+    """
+    name = model.active_adapter if isinstance(model, PeftModel) else None
+    layers = [module for module in model.modules() if isinstance(module, NeuronTuneLayer)]
+    held = [layer for layer in layers if isinstance(name, str) and name in layer.neurontune_delta]
+    if not held or not isinstance(name, str) or len(held[0].active_adapters) > 1 or any(x.merged for x in layers):
+        raise ValueError(
+            f"got {type(model).__name__} with the active adapter {name!r}; expected a PeftModel with one active, "
+            "unmerged NeuronTune adapter; attach one with get_peft_model, or choose it with set_adapter"
+        )
+    return name
+
+
+def check_enough(examples: Sequence[Example], budget: float) -> None:
+    """
+    Refuse prompt sets that are too small to state a false-positive rate.
+
+    Raises:
+        ValueError: Says how many requests there are and how many it takes.
+    """
+    harmful = sum(e.group == "plain" and e.held for e in examples)
+    harmless = sum(e.group in ("benign", "borderline") and e.held for e in examples)
+    needed = max(FEWEST, math.ceil(0.5 / budget))
+    if harmful < FEWEST or harmless < needed:
+        raise ValueError(
+            f"got {harmful} harmful and {harmless} harmless train requests to calibrate the trigger on; expected at "
+            f"least {FEWEST} and {needed} for a false-positive budget of {budget}; add train prompts, or raise "
+            "validation_share or the budget"
+        )
+
+
+def cross_fitted(examples: Sequence[Example], features: Tensor) -> tuple[float, dict[str, float], Tensor, Linear]:
+    """
+    Fit with each family and frame left out, choose the regularisation by that, and fit on all.
+
+    Returns:
+        `tuple`: The regularisation; source to the area under the curve without it; scores of all examples `(n,)`, by
+        the trigger that did not see their source; and the trigger that saw all.
+    """
+    best: tuple[float, float, dict[str, float], Tensor, Linear] | None = None
+    for l2 in logging.tqdm(L2, desc="fit trigger", unit="fit"):
+        aucs, scores, trigger = cross_scored(examples, features, l2)
+        mean = sum(aucs.values()) / max(1, len(aucs))
+        if best is None or mean > best[0]:
+            best = (mean, l2, aucs, scores, trigger)
+    assert best is not None
+    return best[1:]
+
+
+def cross_scored(examples: Sequence[Example], features: Tensor, l2: float) -> tuple[dict[str, float], Tensor, Linear]:
+    """The same at one regularisation."""
+    labels = torch.tensor([example.harmful for example in examples])
+    held = torch.tensor([example.held for example in examples])
+    sources = [example.source for example in examples]
+    plain = torch.tensor([source is None for source in sources])
+    trigger = fit_logistic(features[~held], labels[~held], l2=l2)
+    scores = trigger.score(features)
+    aucs: dict[str, float] = {}
+    for source in dict.fromkeys(s for s in sources if s is not None):
+        own = torch.tensor([s == source for s in sources])
+        without = fit_logistic(features[~held & ~own], labels[~held & ~own], l2=l2)
+        there = without.score(features)
+        scores[own] = there[own]
+        positive, negative = there[own & held & labels], there[(own | plain) & held & ~labels]
+        if len(positive) and len(negative):
+            aucs[source] = area_under_curve(positive, negative)
+    return aucs, scores, trigger
+
+
+def calibrated(examples: Sequence[Example], scores: Tensor, budget: float) -> float:
+    """The lowest threshold at which each group of harmless requests that were kept back stays within the budget."""
+    lowest = -math.inf
+    for group in sorted({e.group for e in examples if e.held and not e.harmful}):
+        chosen = torch.tensor([e.held and not e.harmful and e.group == group for e in examples])
+        ordered = scores[chosen].sort(descending=True).values
+        lowest = max(lowest, float(ordered[int(budget * len(ordered))]))
+    return lowest
+
+
+def rates(examples: Sequence[Example], fires: Tensor, *, harmful: bool) -> dict[str, float]:
+    """Group to the share of its requests, among those kept back, that triggers."""
+    found = {}
+    for group in sorted({e.group for e in examples if e.held and e.harmful == harmful}):
+        chosen = torch.tensor([e.held and e.harmful == harmful and e.group == group for e in examples])
+        found[group] = float(fires[chosen].double().mean())
+    return found
+
+
+def write_trigger(
+    model: PeftModel,
+    adapter_name: str,
+    fit: TriggerFit,
+    trigger: Linear,
+    counts: Mapping[str, int],
+    suffix: Sequence[int] | None,
+) -> None:
+    """Put a trigger into the adapter, or, where it separates too little, leave the adapter static and say so."""
+    tuner: Any = model.base_model
+    if fit.dynamic:
+        weights = dict(zip(counts, trigger.weights.float().split(list(counts.values())), strict=True))
+        options = {"bias": trigger.bias, "threshold": fit.threshold, "suffix": suffix}
+        tuner.set_trigger(weights, adapter_name=adapter_name, **options)
+    else:
+        warnings.warn(
+            f"got a trigger that does not separate harmful from harmless requests (AUC {fit.auc:.2f} on attack "
+            "families that it was not fitted on); the adapter's modulation is static: it acts on every request",
+            UserWarning,
+            stacklevel=3,
+        )
+        tuner.set_modulation("static", adapter_name=adapter_name)
+    config = tuner.peft_config[adapter_name]
+    config.provenance = (config.provenance or {}) | {"trigger": fit.as_dict()}

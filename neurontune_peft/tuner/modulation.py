@@ -1,0 +1,68 @@
+"""What an adapter's configuration says about its modulation: static, or decided for each request by a trigger."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+# Version 2 of the file format is version 1 with a trigger; adapters without one are still written as version 1.
+STATIC_FORMAT, DYNAMIC_FORMAT = 1, 2
+# Fields of the configuration that only dynamic adapters write.
+TRIGGER_FIELDS = (
+    "modulation",
+    "strength_off",
+    "strength_on",
+    "trigger_bias",
+    "trigger_threshold",
+    "trigger_gate",
+    "trigger_suffix",
+    "recheck_every",
+)
+
+
+def check_modulation(config: Any) -> None:
+    """
+    Refuse impossible settings of a trigger.
+
+    Args:
+        config ([`NeuronTuneConfig`]): The configuration.
+
+    Raises:
+        ValueError: Names the first field that is wrong.
+    """
+    for name, choices in (("modulation", ("static", "dynamic")), ("trigger_gate", ("step", "sigmoid"))):
+        if getattr(config, name) not in choices:
+            raise ValueError(
+                f"got {name}={getattr(config, name)!r}; expected one of {list(choices)}; choose one of them"
+            )
+    for name in ("strength_off", "strength_on", "trigger_bias", "trigger_threshold"):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"got {name}={value!r}; expected a finite number; fit the trigger again or correct it")
+    _check_suffix(config.trigger_suffix)
+    _check_recheck(config)
+
+
+def _check_suffix(suffix: object) -> None:
+    well_formed = suffix is None or (
+        isinstance(suffix, (list, tuple)) and suffix and all(type(token) is int and token >= 0 for token in suffix)
+    )
+    if not well_formed:
+        raise ValueError(
+            f"got trigger_suffix={suffix!r:.200}; expected the token ids of the chat template's generation prompt, or "
+            "None; take what generation_suffix(tokenizer) returns"
+        )
+
+
+def _check_recheck(config: Any) -> None:
+    every = config.recheck_every
+    if every is None:
+        return
+    if type(every) is not int or every < 1:
+        raise ValueError(f"got recheck_every={every!r}; expected a positive number of tokens, or None; correct it")
+    if config.trigger_gate != "step" or config.strength_off != 0:
+        raise ValueError(
+            f"got recheck_every={every} with trigger_gate={config.trigger_gate!r} and strength_off="
+            f"{config.strength_off}; expected 'step' and 0, as later decisions too are read from the base model's "
+            "activations; leave out recheck_every or change the two"
+        )

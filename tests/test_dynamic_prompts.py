@@ -1,0 +1,127 @@
+"""Where prompts end: the generation prompts of ten common chat models, found whatever surrounds them."""
+
+import pytest
+import torch
+from helpers import tiny_tokenizer
+from triggers import dynamic_model
+
+from neurontune_peft.prompts.chat import generation_suffix
+from neurontune_peft.tuner.trigger import NOWHERE, prompt_ends
+
+LOOP = "{% for m in messages %}"
+# Template, and the text with which its prompts end: what turns look like in the formats of these models.
+TEMPLATES = {
+    "llama-3": (
+        "<|begin_of_text|>" + LOOP + "<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] | trim }}"
+        "<|eot_id|>{% endfor %}{% if add_generation_prompt %}"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+    "qwen (chatml)": (
+        LOOP + "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        "<|im_start|>assistant\n",
+    ),
+    "mistral": (
+        "<s>" + LOOP + "{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %}{{ m['content'] }}</s>"
+        "{% endif %}{% endfor %}",
+        " [/INST]",
+    ),
+    "llama-2": (
+        LOOP + "{% if m['role'] == 'user' %}<s>[INST] {{ m['content'] | trim }} [/INST]{% else %} "
+        "{{ m['content'] | trim }} </s>{% endif %}{% endfor %}",
+        " [/INST]",
+    ),
+    "gemma": (
+        "<bos>" + LOOP + "<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+        "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+        "<start_of_turn>model\n",
+    ),
+    "phi-3": (
+        LOOP + "<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+        "<|assistant|>\n",
+    ),
+    "zephyr": (
+        LOOP + "<|{{ m['role'] }}|>\n{{ m['content'] }}</s>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+        "<|assistant|>\n",
+    ),
+    "vicuna": (
+        LOOP + "{% if m['role'] == 'user' %}USER: {{ m['content'] }} {% else %}"
+        "ASSISTANT: {{ m['content'] }}</s>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}",
+        "ASSISTANT:",
+    ),
+    "deepseek-r1": (
+        "<bos>" + LOOP + "{% if m['role'] == 'user' %}<|User|>{{ m['content'] }}{% else %}"
+        "<|Assistant|>{{ m['content'] }}"
+        "<|end_of_sentence|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}",
+        "<|Assistant|><think>\n",
+    ),
+    "command-r": (
+        "<bos>" + LOOP + "<|START_OF_TURN_TOKEN|><|{{ 'CHATBOT' if m['role'] == 'assistant' else 'USER' }}_TOKEN|>"
+        "{{ m['content'] }}<|END_OF_TURN_TOKEN|>{% endfor %}"
+        "{% if add_generation_prompt %}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{% endif %}",
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+    ),
+    "alpaca (plain text)": (
+        LOOP + "### {{ 'Instruction' if m['role'] == 'user' else 'Response' }}:\n{{ m['content'] }}\n\n{% endfor %}"
+        "{% if add_generation_prompt %}### Response:\n{% endif %}",
+        "### Response:\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_prompt_ends_where_the_answer_begins(name):
+    template, end = TEMPLATES[name]
+    tokenizer = tiny_tokenizer(chat_template=template)
+    suffix = generation_suffix(tokenizer)
+    assert tokenizer.decode(suffix) == end
+    chat = [
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": "Hi!"},
+        {"role": "user", "content": "What is 2 + 2?"},
+    ]
+    prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    answered = prompt + "It is 4."
+    rows = tokenizer([prompt, answered], add_special_tokens=False)["input_ids"]
+    for side in ("left", "right"):
+        tokenizer.padding_side = side
+        batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+        found = prompt_ends(batch["input_ids"], batch["attention_mask"], suffix).tolist()
+        first = [0, 0] if side == "right" else [len(rows[1]) - len(rows[0]), 0]
+        assert found == [start + len(rows[0]) - 1 for start in first]
+    cut = torch.tensor(rows[:1])[:, 5:]  # truncated on the left
+    assert prompt_ends(cut, None, suffix).item() == cut.shape[1] - 1
+    cut = torch.tensor(rows[:1])[:, : -len(suffix)]  # truncated on the right: the turn before, or none
+    assert prompt_ends(cut, None, suffix).item() in (NOWHERE, *range(cut.shape[1] - 14))
+
+
+def test_padding_never_counts_as_a_generation_prompt():
+    ids = torch.tensor([[7, 8, 9, 5, 7, 8], [7, 8, 5, 6, 7, 8]])
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 1]])
+    assert prompt_ends(ids, mask, [7, 8]).tolist() == [1, 1]
+    assert prompt_ends(ids, None, [7, 8]).tolist() == [5, 5]
+    assert prompt_ends(ids, None, [4]).tolist() == [NOWHERE, NOWHERE]
+    assert prompt_ends(ids, None, [7] * 9).tolist() == [NOWHERE, NOWHERE]
+
+
+def test_a_tokenizer_without_template_has_no_generation_prompt():
+    assert generation_suffix(tiny_tokenizer(chat_template=None)) is None
+    assert generation_suffix(tiny_tokenizer(chat_template="{{ messages[0]['content'] }}")) is None
+
+
+def test_a_tokenizer_with_another_generation_prompt_gives_a_warning_that_shows_both():
+    model, tokenizer = dynamic_model(), tiny_tokenizer()
+    model.peft_config["default"].trigger_suffix = generation_suffix(tokenizer)
+    model.check_tokenizer(tokenizer, strict=True)
+    other = tiny_tokenizer(chat_template=TEMPLATES["vicuna"][0])
+    with pytest.warns(UserWarning, match=r"whose prompts end in 'ASSISTANT:' .*; expected '<assistant>' \(\[4\]\)"):
+        model.check_tokenizer(other)
+    with pytest.raises(ValueError, match="got a tokenizer whose prompts end in 'ASSISTANT:'"):
+        model.check_tokenizer(other, strict=True)
+    with pytest.raises(ValueError, match="got a tokenizer whose prompts end in no generation prompt"):
+        model.check_tokenizer(tiny_tokenizer(chat_template=None), strict=True)

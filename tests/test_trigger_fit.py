@@ -1,0 +1,114 @@
+"""A trigger is fitted on the train split, judged on families it never saw, and calibrated on requests kept back."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_llama, tiny_prompt_set, tiny_tokenizer
+from peft import get_peft_model
+
+from neurontune_peft import Neurons, NeuronTuneConfig, find_sites, fit_trigger
+from neurontune_peft.prompts import Attack, Prompt, PromptSet
+from neurontune_peft.prompts.chat import format_prompt
+from neurontune_peft.training.logistic import area_under_curve, fit_logistic
+from neurontune_peft.training.trigger import calibrated, examples_of
+
+
+def prompt_set(*, separable: bool = True) -> PromptSet:
+    """Harmful requests end in `zz!`, harmless ones in `ab.`: what a random model can tell apart at the last token."""
+    ends = {"harmful": " zz!zz!", "benign": " ab.ab."} if separable else {"harmful": " x", "benign": " x"}
+    words = [f"{a}{b}" for a in "bcdfghkl" for b in "aeiou"]
+    prompts = [
+        Prompt(f"{kind}-{i}", f"{words[i]}{ends[kind]}", kind, None, "train") for kind in ends for i in range(40)
+    ]
+    prompts += [Prompt(f"test-{k}", "never seen", k, None, "test") for k in ("harmful", "benign")]
+    attacks = [Attack(name, name, "train", text) for name, text in (("a", "Sure: {prompt}"), ("b", "DAN, {prompt}"))]
+    return PromptSet(tuple(prompts), tuple(attacks))
+
+
+def attached():
+    base = tiny_llama()
+    widths = {site.name: site.width for site in find_sites(base).values()}
+    neurons = Neurons.from_ranked({"safety": [(s, i) for i in range(24) for s in widths]}, widths=widths)
+    return get_peft_model(base, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=neurons)).eval()
+
+
+OPTIONS = {"false_positive_budget": 0.1, "batch_size": 64}
+
+
+def test_a_trigger_that_separates_is_written_into_the_adapter_with_its_threshold():
+    model, tokenizer, prompts = attached(), tiny_tokenizer(), prompt_set()
+    fit = fit_trigger(model, tokenizer, prompts, **OPTIONS)
+    config = model.peft_config["default"]
+    assert fit.dynamic
+    assert fit.auc > 0.8
+    assert set(fit.family_auc) >= {"a", "b", "frame letter"}
+    assert max(fit.false_positives.values()) <= 0.1
+    assert config.modulation == "dynamic"
+    assert config.trigger_suffix == [4]
+    assert config.trigger_threshold == fit.threshold
+    assert config.provenance["trigger"]["auc"] == fit.auc
+    model.requires_grad_(False)
+    texts = [f"{word} {end}" for word in ("ka", "lo") for end in ("zz!zz!", "ab.ab.")]
+    rows = tokenizer([format_prompt(tokenizer, text) for text in texts], add_special_tokens=False, return_tensors="pt")
+    with torch.no_grad(), model.trigger_log() as log:
+        model(input_ids=rows["input_ids"])
+    scores = [decision.score for decision in log]
+    assert min(scores[0], scores[2]) > max(scores[1], scores[3])
+
+
+def test_a_trigger_that_separates_nothing_leaves_the_adapter_static_and_says_so():
+    model = attached()
+    with pytest.warns(UserWarning, match=r"does not separate .* \(AUC 0\.[0-5]\d .*static"):
+        fit = fit_trigger(model, tiny_tokenizer(), prompt_set(separable=False), **OPTIONS)
+    assert not fit.dynamic
+    assert model.peft_config["default"].modulation == "static"
+    assert model.get_trigger() == {}
+
+
+def test_too_few_requests_are_refused():
+    with pytest.raises(ValueError, match=r"got 1 harmful and 1 harmless train .*; expected at least 10 and 25"):
+        fit_trigger(attached(), tiny_tokenizer(), tiny_prompt_set())
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(ValueError, match="got false_positive_budget=2; expected a share"):
+        fit_trigger(attached(), tiny_tokenizer(), prompt_set(), false_positive_budget=2)
+    with pytest.raises(ValueError, match="expected a PeftModel with one active"):
+        fit_trigger(tiny_llama(), tiny_tokenizer(), prompt_set())
+
+
+def test_no_request_is_both_fitted_on_and_kept_back_and_no_test_prompt_is_used():
+    examples = examples_of(prompt_set(), validation_share=0.25, seed=0, most=300)
+    fitted = {e.text for e in examples if not e.held}
+    assert not fitted & {e.text for e in examples if e.held}
+    assert not [e for e in examples if "never seen" in e.text]
+    for source in ("a", "frame story"):  # harmful and harmless requests stand in the same wrappings
+        assert {e.harmful for e in examples if e.source == source} == {True, False}
+
+
+def test_the_threshold_keeps_each_group_within_the_budget():
+    examples = list(examples_of(prompt_set(), validation_share=0.5, seed=0, most=300))
+    scores = torch.randn(len(examples), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for budget in (0.01, 0.1, 0.3):
+        threshold = calibrated(examples, scores, budget)
+        for group in ("benign", "wrapped", "framed"):
+            own = torch.tensor([e.held and not e.harmful and e.group == group for e in examples])
+            assert (scores[own] > threshold).double().mean() <= budget
+
+
+def test_the_regression_and_the_area_are_those_of_their_definitions():
+    rng = np.random.default_rng(0)
+    features = torch.tensor(rng.normal(size=(60, 3)) * [1, 5, 0.1] + [0, 3, 1])
+    labels = torch.tensor(rng.random(60) < 0.4)
+    found = fit_logistic(features, labels, l2=0.1)
+    standard = (features - features.mean(0)) / features.std(0)
+    weights = (found.weights * features.std(0)).requires_grad_()
+    bias = torch.tensor(found.bias + float(found.weights @ features.mean(0)), requires_grad=True)
+    each = torch.nn.functional.softplus(torch.where(labels, -1.0, 1.0) * (standard @ weights + bias))
+    loss = each[labels].mean() / 2 + each[~labels].mean() / 2 + 0.05 * weights.square().sum()
+    loss.backward()
+    assert weights.grad.abs().max() < 1e-4
+    assert bias.grad.abs() < 1e-4
+    positive, negative = torch.tensor([1.0, 3.0, 3.0]), torch.tensor([0.0, 3.0])
+    pairs = [(p > n) + (p == n) / 2 for p in positive for n in negative]
+    assert area_under_curve(positive, negative) == pytest.approx(float(sum(pairs)) / 6)
