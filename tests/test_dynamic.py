@@ -69,7 +69,9 @@ def test_each_row_of_a_padded_batch_equals_the_row_alone(model_type, side):
         torch.testing.assert_close(together[row, real], alone[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"use_cache": False}, {"prompt_lookup_num_tokens": 2}, {"prefill_chunk_size": 3}])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 2}, {"use_cache": False}, {"prompt_lookup_num_tokens": 2}, {"prefill_chunk_size": 3}]
+)
 def test_generation_gives_each_row_the_answer_it_gets_alone(options):
     model, ids = dynamic_model(), requests()
     assisted = "prompt_lookup_num_tokens" in options
