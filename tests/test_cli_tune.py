@@ -12,6 +12,7 @@ from neurontune_peft.training import Log
 from neurontune_peft.training.resistance import NothingToLearnError
 
 QUICK = ["--steps", "2", "--inner-steps", "1", "--max-new-tokens", "4", "--counts", "safety=6", "utility=2"]
+QUICK += ["--modulation", "static"]
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,7 +29,18 @@ from neurontune_peft.prompts.prompt_set import check_tunable
 from neurontune_peft.report import compare_markdown, counts_markdown, summary
 from neurontune_peft.report.comparison import comparison_dict
 from neurontune_peft.selection import select
-from neurontune_peft.training import Log, MetaConfig, check_learnable, meta_train, with_neurons, without, without_zeros
+from neurontune_peft.training import (
+    Log,
+    MetaConfig,
+    TriggerFit,
+    check_fittable,
+    check_learnable,
+    fit_trigger,
+    meta_train,
+    with_neurons,
+    without,
+    without_zeros,
+)
 from neurontune_peft.tuner import NeuronTuneConfig
 from neurontune_peft.tuner.fingerprint import fingerprint
 
@@ -44,6 +55,7 @@ class Made:
     neurons: Neurons
     scores: tuple[Scores, ...]
     logs: tuple[Log, ...]
+    trigger: TriggerFit | None
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,10 @@ class Tune(ModelOptions):
         overlap: Who keeps a neuron that both roles want, as in `neurontune select`.
         spread: Largest share of a role's neurons in one site.
         rounds: Rounds of scoring and training; each adds its part of the counts, scored with the scales so far.
+        modulation: "dynamic" scales the requests alone that a trigger on the same neurons takes for harmful; "static"
+            scales all.
+        false_positive_budget: Largest share of harmless requests that may trigger, on requests kept back.
+        strength_on: Strength of requests that trigger.
         training: How the scales are learnt.
         shares: Shares of the counts at which the adapter is measured, too.
         force: Tune a model that resists the train attacks already.
@@ -78,6 +94,9 @@ class Tune(ModelOptions):
     overlap: str = "drop"
     spread: float | None = None
     rounds: int = 1
+    modulation: Literal["dynamic", "static"] = "dynamic"
+    false_positive_budget: float = 0.02
+    strength_on: float = 1.0
     training: MetaConfig = field(default_factory=MetaConfig)
     shares: tuple[float, ...] = (0.125, 0.25, 0.5)
     force: bool = False
@@ -90,6 +109,8 @@ class Tune(ModelOptions):
         self._check()
         given = PromptSet.load(self.prompts)
         check_tunable(given)
+        if self.modulation == "dynamic":
+            check_fittable(given, **self._trigger_options())
         model, tokenizer = self.load()
         prompts = with_answers(given, model, tokenizer, chat_template=self.chat_template)
         if not self.force:
@@ -122,6 +143,8 @@ class Tune(ModelOptions):
         print(summary(before, after))
         for log in made.logs:
             print(log)
+        if made.trigger is not None:
+            print(made.trigger)
         size = (self.output / "adapter_model.safetensors").stat().st_size
         print(f"Adapter: {self.output} ({made.neurons.total} neurons, {size:,} bytes)")
 
@@ -169,7 +192,19 @@ class Tune(ModelOptions):
                 raise KeyboardInterrupt(logs[-1].stopped)
         if self.training.l1:
             tuned = without_zeros(tuned)
-        return Made(tuned, tuned.base_model.get_neurons(), tuple(kept), tuple(logs))
+        trigger = None
+        if self.modulation == "dynamic":
+            with steps.timed("fitting the trigger"):
+                trigger = fit_trigger(tuned, tokenizer, prompts, **self._trigger_options())
+            tuned.peft_config["default"].strength_on = self.strength_on if trigger.dynamic else 1.0
+        return Made(tuned, tuned.base_model.get_neurons(), tuple(kept), tuple(logs), trigger)
+
+    def _trigger_options(self) -> dict[str, Any]:
+        return {
+            "false_positive_budget": self.false_positive_budget,
+            "seed": self.training.seed,
+            "chat_template": self.chat_template,
+        }
 
     def _score(self, model: Any, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, checkpoint: Path) -> Scores:
         return attribute(
@@ -196,7 +231,8 @@ class Tune(ModelOptions):
     def _options(self, prompts: PromptSet, model: PreTrainedModel) -> dict[str, Any]:
         """What an interrupted run must have in common with the one that goes on."""
         weights = fingerprint(dict(model.named_parameters()))
-        own = {name: str(getattr(self, name)) for name in ("method", "counts", "overlap", "spread", "rounds")}
+        names = ("method", "counts", "overlap", "spread", "rounds")
+        own = {name: str(getattr(self, name)) for name in names}
         measured = {name: getattr(self, name) for name in ("max_new_tokens", "batch_size", "chat_template", "dtype")}
         training = self.training.to_dict()
         return own | measured | {"weights": weights, "prompts": prompts.fingerprint, "training": training}
@@ -248,6 +284,7 @@ class Tune(ModelOptions):
                 "rounds": self.rounds,
             },
             "training": self.training.to_dict(),
+            "trigger": None if made.trigger is None else made.trigger.as_dict(),
             "seed": self.training.seed,
             "versions": versions(),
             "metrics": {
@@ -265,6 +302,7 @@ class Tune(ModelOptions):
             counts,
             f"## Neurons\n\n```\n{made.neurons}\n```",
             f"## Training\n\n{logs}",
+            "" if made.trigger is None else f"## Trigger\n\n```\n{made.trigger}\n```",
             f"## Time\n\n| step | time |\n|---|---|\n{steps}",
         )
         return "\n\n".join(part.strip() for part in parts if part) + "\n"
