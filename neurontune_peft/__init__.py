@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from neurontune_peft.attribution import attribute as attribute
     from neurontune_peft.evaluation import Report as Report
     from neurontune_peft.evaluation import evaluate as evaluate
+    from neurontune_peft.evaluation.compare import Comparison as Comparison
+    from neurontune_peft.evaluation.compare import compare as compare
+    from neurontune_peft.evaluation.trust import Trust as Trust
+    from neurontune_peft.evaluation.trust import verify as verify
     from neurontune_peft.judges import format_judge as format_judge
     from neurontune_peft.neurons import Neurons as Neurons
     from neurontune_peft.neurons import Scores as Scores
@@ -41,14 +45,17 @@ register()
 # Public name to the module that defines it.
 _LAZY = {
     "AdapterFile": "tuner.files",
+    "Comparison": "evaluation.compare",
     "MetaConfig": "training",
     "Neurons": "neurons",
     "PromptSet": "prompts",
     "Report": "evaluation",
     "Scores": "neurons",
     "Site": "neurons",
+    "Trust": "evaluation.trust",
     "TriggerFit": "training",
     "attribute": "attribution",
+    "compare": "evaluation.compare",
     "compare_markdown": "report",
     "evaluate": "evaluation",
     "find_sites": "sites",
@@ -57,6 +64,7 @@ _LAZY = {
     "meta_train": "training",
     "select": "selection",
     "sites_from_config": "sites",
+    "verify": "evaluation.trust",
     "trigger_log": "tuner.requests",
 }
 

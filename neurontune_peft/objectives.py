@@ -198,6 +198,24 @@ def response_logits(model: nn.Module, batch: TokenBatch) -> Tensor:
     if predicts.shape[1] == 0 or not bool(predicts.any()):
         raise ValueError("got a batch without responses; expected at least one response; encode with responses")
     first = int(predicts.any(dim=0).int().argmax())  # logits before it are not needed
+    options = call_options(model, batch, logits_to_keep=batch.input_ids.shape[1] - first)
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options).logits
+    wanted = predicts[:, first:]  # (B, K)
+    return logits[:, -wanted.shape[1] - 1 : -1][wanted]
+
+
+def call_options(model: nn.Module, batch: TokenBatch, *, logits_to_keep: int) -> dict[str, Any]:
+    """
+    Arguments beside the ids and their mask with which a model is called, as far as it takes them.
+
+    Args:
+        model (`nn.Module`): A causal language model.
+        batch (`TokenBatch`): The rows, `(B, T)`.
+        logits_to_keep (`int`): Number of last positions for which logits are needed.
+
+    Returns:
+        `dict[str, Any]`: Keyword arguments.
+    """
     accepted = _forward_parameters(model)
     options: dict[str, Any] = {}
     if "position_ids" in accepted:  # a row's positions must not depend on padding to its left
@@ -205,10 +223,8 @@ def response_logits(model: nn.Module, batch: TokenBatch) -> Tensor:
     if "use_cache" in accepted:
         options["use_cache"] = False
     if "logits_to_keep" in accepted:
-        options["logits_to_keep"] = batch.input_ids.shape[1] - first
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options).logits
-    wanted = predicts[:, first:]  # (B, K)
-    return logits[:, -wanted.shape[1] - 1 : -1][wanted]
+        options["logits_to_keep"] = logits_to_keep
+    return options
 
 
 def mean_over_response(values: Tensor, batch: TokenBatch) -> Tensor:

@@ -266,7 +266,9 @@ def test_scores_save_and_load(tmp_path):
 
 
 def test_an_unknown_method_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"got method 'magic'; expected one of \['gradient', 'gate_path', 'random'\]"):
+    with pytest.raises(
+        ValueError, match=r"got method 'magic'; expected one of \['gradient', 'gate_path', .*'random'\]"
+    ):
         attribute(tiny_llama(), TOKENIZER, PROMPTS, method="magic")
 
 
@@ -297,7 +299,8 @@ def test_a_gradient_of_zero_everywhere_is_explained():
     model = tiny_llama()
     for layer in model.model.layers:
         layer.mlp.down_proj.weight.data.zero_()
-    with pytest.raises(ValueError, match=r"gradient of zero at every neuron.*phrases and the chat template"):
+    message = r"gradient of zero at every neuron.*phrases and the chat template.*own answers begin with '.*' and '"
+    with pytest.raises(ValueError, match=message):
         attribute(model, TOKENIZER, PROMPTS)
 
 

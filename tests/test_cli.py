@@ -15,6 +15,7 @@ from neurontune_peft.evaluation import Report
 from neurontune_peft.training import Log
 
 QUICK = ["--steps", "2", "--inner-steps", "1", "--max-new-tokens", "4", "--counts", "safety=6", "utility=2"]
+QUICK += ["--modulation", "static"]
 
 
 @pytest.fixture(autouse=True)

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
+from neurontune_peft.cli.attribute import Attribute
+from neurontune_peft.cli.compare import Compare
 from neurontune_peft.cli.evaluate import Evaluate
 from neurontune_peft.cli.inspect import Inspect
+from neurontune_peft.cli.select import Select
 from neurontune_peft.cli.sites import Sites
 from neurontune_peft.cli.tune import Tune
+from neurontune_peft.cli.verify import Verify
 
 Command = (
     Annotated[Tune, tyro.conf.subcommand("tune")]
+    | Annotated[Attribute, tyro.conf.subcommand("attribute")]
+    | Annotated[Select, tyro.conf.subcommand("select")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Sites, tyro.conf.subcommand("sites")]
 )
@@ -31,7 +39,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         `int`: Exit code, 0 when all went well and 2 when the call or its files were wrong.
     """
-    command: Tune | Evaluate | Inspect | Sites = tyro.cli(
+    command: Any = tyro.cli(
         Command,
         args=args,
         prog="neurontune",

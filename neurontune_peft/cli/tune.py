@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,19 +15,47 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from neurontune_peft.attribution import attribute
+from neurontune_peft.attribution.engine import Method
+from neurontune_peft.attribution.plan import MethodOptions, make_plan
+from neurontune_peft.attribution.tasks import ROLES
 from neurontune_peft.checks import write_atomically
+from neurontune_peft.cli.attribute import resolved
 from neurontune_peft.cli.common import ModelOptions, check_output, parse_counts, versions, with_answers, written_whole
+from neurontune_peft.cli.steps import Steps
 from neurontune_peft.evaluation import Report, evaluate
 from neurontune_peft.neurons import Neurons, Scores
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.prompts.prompt_set import check_tunable
-from neurontune_peft.report import compare_markdown, summary
+from neurontune_peft.report import compare_markdown, counts_markdown, summary
 from neurontune_peft.report.comparison import comparison_dict
 from neurontune_peft.selection import select
-from neurontune_peft.training import Log, MetaConfig, meta_train
+from neurontune_peft.training import (
+    Log,
+    MetaConfig,
+    TriggerFit,
+    check_fittable,
+    check_learnable,
+    fit_trigger,
+    meta_train,
+    with_neurons,
+    without,
+    without_zeros,
+)
 from neurontune_peft.tuner import NeuronTuneConfig
+from neurontune_peft.tuner.fingerprint import fingerprint
 
 logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Made:
+    """An adapter, and how it came about: its model, its neurons, and the scores and log of each round."""
+
+    model: PeftModel
+    neurons: Neurons
+    scores: tuple[Scores, ...]
+    logs: tuple[Log, ...]
+    trigger: TriggerFit | None
 
 
 @dataclass(frozen=True)
@@ -35,80 +63,190 @@ class Tune(ModelOptions):
     """
     Find the neurons, learn their scales, save the adapter, and measure its effect on attacks it was not tuned on.
 
+    A run that was interrupted goes on where it stopped when the same command is given again; what it keeps meanwhile
+    stands beside the output, in a hidden directory.
+
     Example: neurontune tune user/chat-model --output adapter --counts safety=0.05 utility=0.05
 
     Args:
         output: New directory for the adapter, report.json, report.md and log.json.
         prompts: Directory of a prompt set; the shipped one by default.
-        method: How neurons are scored.
+        method: How neurons are scored, as in `neurontune attribute`.
         counts: Neurons per role, as a number or as a share of all neurons.
-        overlap: Who keeps a neuron that both roles want.
+        overlap: Who keeps a neuron that both roles want, as in `neurontune select`.
+        spread: Largest share of a role's neurons in one site.
+        rounds: Rounds of scoring and training; each adds its part of the counts, scored with the scales so far.
+        modulation: "dynamic" scales the requests alone that a trigger on the same neurons takes for harmful; "static"
+            scales all.
+        false_positive_budget: Largest share of harmless requests that may trigger, on requests kept back.
+        strength_on: Strength of requests that trigger.
         training: How the scales are learnt.
+        shares: Shares of the counts at which the adapter is measured, too.
+        force: Tune a model that resists the train attacks already.
         max_new_tokens: Most tokens of an answer when measuring.
         batch_size: Requests answered at once when measuring.
     """
 
     output: Path = field(kw_only=True)
     prompts: str | None = None
-    method: Literal["gate_path", "gradient", "random"] = "gate_path"
+    method: str = "gate_path"
     counts: tuple[str, ...] = ("safety=0.1", "utility=0.1")
-    overlap: Literal["drop", "safety", "utility"] = "drop"
+    overlap: str = "drop"
+    spread: float | None = None
+    rounds: int = 1
+    modulation: Literal["dynamic", "static"] = "dynamic"
+    false_positive_budget: float = 0.02
+    strength_on: float = 1.0
     training: MetaConfig = field(default_factory=MetaConfig)
+    shares: tuple[float, ...] = (0.125, 0.25, 0.5)
+    force: bool = False
     max_new_tokens: int = 32
     batch_size: int = 64
 
     def run(self) -> None:
         """Run every step; nothing stands in the output directory unless all went well."""
         check_output(self.output)
-        counts = parse_counts(self.counts)
+        self._check()
         given = PromptSet.load(self.prompts)
         check_tunable(given)
+        if self.modulation == "dynamic":
+            check_fittable(given, **self._trigger_options())
         model, tokenizer = self.load()
         prompts = with_answers(given, model, tokenizer, chat_template=self.chat_template)
-        seconds: dict[str, float] = {}
-        with timed("measuring the base model", seconds):
-            before = self._evaluate(model, tokenizer, prompts)
-        tuned, neurons, scores, log = self._make_adapter(model, tokenizer, prompts, counts, seconds)
-        with timed("measuring the tuned model", seconds):
-            after = self._evaluate(tuned, tokenizer, prompts)
-        config = tuned.peft_config["default"]
-        config.provenance = self._provenance(given, scores, before, after)
-        with written_whole(self.output) as directory:
-            tuned.save_pretrained(directory)
-            neurons.save(directory / "neurons.json")
-            log.save(directory / "log.json")
-            report = comparison_dict(before, after) | {"provenance": config.provenance}
-            write_atomically(directory / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-            write_atomically(directory / "report.md", self._markdown(before, after, neurons, seconds))
-        print(compare_markdown(before, after))
-        print(summary(before, after))
-        size = (self.output / "adapter_model.safetensors").stat().st_size
-        print(f"Adapter: {self.output} ({neurons.total} neurons, {size:,} bytes)")
+        if not self.force:
+            check_learnable(model, tokenizer, prompts, chat_template=self.chat_template)
+        steps = Steps.beside(self.output, self._options(given, model))
+        try:
+            self._tune(model, tokenizer, prompts, steps, provenance_of=given)
+        except ValueError:  # the same command would meet it again, so there is nothing to go on with
+            shutil.rmtree(steps.directory)
+            raise
+        shutil.rmtree(steps.directory)
 
-    def _make_adapter(
+    def _tune(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         prompts: PromptSet,
-        counts: dict[str, int | float],
-        seconds: dict[str, float],
-    ) -> tuple[PeftModel, Neurons, Scores, Log]:
-        with timed("scoring neurons", seconds):
-            scores = attribute(
-                model,
-                tokenizer,
-                prompts,
-                method=self.method,
-                roles=tuple(counts),
-                seed=self.training.seed,
-                chat_template=self.chat_template,
+        steps: Steps,
+        *,
+        provenance_of: PromptSet,
+    ) -> None:
+        before = steps.report("measuring the base model", lambda: self._evaluate(model, tokenizer, prompts))
+        made = self._make_adapter(model, tokenizer, prompts, steps)
+        with steps.timed("measuring the tuned model"):
+            after = self._evaluate(made.model, tokenizer, prompts)
+            at_shares = self._at_shares(made.model, tokenizer, prompts)
+        made.model.peft_config["default"].provenance = self._provenance(provenance_of, made, before, after)
+        self._write(made, before, after, at_shares, steps)
+        print(compare_markdown(before, after))
+        print(summary(before, after))
+        for log in made.logs:
+            print(log)
+        if made.trigger is not None:
+            print(made.trigger)
+        size = (self.output / "adapter_model.safetensors").stat().st_size
+        print(f"Adapter: {self.output} ({made.neurons.total} neurons, {size:,} bytes)")
+
+    def _check(self) -> None:
+        """Refuse before the first long step what a later one would refuse."""
+        make_plan(self._method, MethodOptions())
+        unknown = [role for role in parse_counts(self.counts) if role not in ROLES]
+        if unknown:
+            raise ValueError(f"got role '{unknown[0]}'; expected one of {list(ROLES)}; correct --counts")
+        wrong = [share for share in self.shares if not 0 < share < 1]
+        if wrong or self.rounds < 1:
+            raise ValueError(
+                f"got shares={self.shares} and rounds={self.rounds}; expected shares between 0 and 1 and at least one "
+                "round; use for example --shares 0.25 0.5 --rounds 1"
             )
-        neurons = select(scores, counts, overlap=self.overlap)
-        logger.info("%s", neurons)
-        tuned = get_peft_model(model, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=neurons))
-        with timed("training scales", seconds):
-            log = meta_train(tuned, tokenizer, prompts, self.training, chat_template=self.chat_template)
-        return tuned, neurons, scores, log
+
+    @property
+    def _method(self) -> str | Method:
+        return resolved(self.method) if ":" in self.method else self.method
+
+    def _make_adapter(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, steps: Steps
+    ) -> Made:
+        counts = parse_counts(self.counts)
+        tuned: Any = None
+        held: Neurons | None = None
+        kept: list[Scores] = []
+        logs: list[Log] = []
+        for number in range(1, self.rounds + 1):
+            scored = model if tuned is None else tuned
+            scores = steps.scores(f"round-{number}", partial(self._score, scored, tokenizer, prompts))
+            kept.append(scores)
+            more = self._select(scores, counts, held)
+            held = more if held is None else held | more
+            logger.info("%s", held)
+            if tuned is None:
+                tuned = get_peft_model(model, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=held))
+            else:
+                tuned = with_neurons(tuned, held)
+            with steps.timed(f"training scales{f' (round {number})' if self.rounds > 1 else ''}"):
+                checkpoint = steps.directory / f"training-{number}.safetensors"
+                options: dict[str, Any] = {"chat_template": self.chat_template, "checkpoint": checkpoint}
+                logs.append(meta_train(tuned, tokenizer, prompts, self.training, **options))
+            if logs[-1].stopped.startswith("interrupted"):
+                raise KeyboardInterrupt(logs[-1].stopped)
+        if self.training.l1:
+            tuned = without_zeros(tuned)
+        trigger = None
+        if self.modulation == "dynamic":
+            with steps.timed("fitting the trigger"):
+                trigger = fit_trigger(tuned, tokenizer, prompts, **self._trigger_options())
+            tuned.peft_config["default"].strength_on = self.strength_on if trigger.dynamic else 1.0
+        return Made(tuned, tuned.base_model.get_neurons(), tuple(kept), tuple(logs), trigger)
+
+    def _trigger_options(self) -> dict[str, Any]:
+        return {
+            "false_positive_budget": self.false_positive_budget,
+            "seed": self.training.seed,
+            "chat_template": self.chat_template,
+        }
+
+    def _score(self, model: Any, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, checkpoint: Path) -> Scores:
+        return attribute(
+            model,
+            tokenizer,
+            prompts,
+            method=self._method,
+            roles=tuple(parse_counts(self.counts)),
+            seed=self.training.seed,
+            chat_template=self.chat_template,
+            checkpoint=checkpoint,
+        )
+
+    def _select(self, scores: Scores, counts: dict[str, int | float], held: Neurons | None) -> Neurons:
+        """This round's part of the counts: the best-scored neurons that no round before has taken."""
+        part = {
+            role: count / self.rounds if isinstance(count, float) else max(1, count // self.rounds)
+            for role, count in counts.items()
+            if count
+        }
+        open_scores = scores if held is None else without(scores, held)
+        return select(open_scores, part, overlap=self.overlap, spread=self.spread)
+
+    def _options(self, prompts: PromptSet, model: PreTrainedModel) -> dict[str, Any]:
+        """What an interrupted run must have in common with the one that goes on."""
+        weights = fingerprint(dict(model.named_parameters()))
+        names = ("method", "counts", "overlap", "spread", "rounds")
+        own = {name: str(getattr(self, name)) for name in names}
+        measured = {name: getattr(self, name) for name in ("max_new_tokens", "batch_size", "chat_template", "dtype")}
+        training = self.training.to_dict()
+        return own | measured | {"weights": weights, "prompts": prompts.fingerprint, "training": training}
+
+    def _at_shares(self, model: Any, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet) -> dict[float, Report]:
+        """The adapter with the first part of each role's ranking only."""
+        totals = model.base_model.get_neurons().totals
+        found = {}
+        for share in self.shares:
+            counts = {role: math.ceil(total * share) for role, total in totals.items()}
+            model.base_model.set_neuron_counts(**counts)
+            found[share] = self._evaluate(model, tokenizer, prompts)
+        model.base_model.set_neuron_counts(**dict.fromkeys(totals))
+        return found
 
     def _evaluate(self, model: Any, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet) -> Report:
         return evaluate(
@@ -120,13 +258,33 @@ class Tune(ModelOptions):
             chat_template=self.chat_template,
         )
 
-    def _provenance(self, prompts: PromptSet, scores: Scores, before: Report, after: Report) -> dict[str, Any]:
+    def _write(self, made: Made, before: Report, after: Report, at_shares: dict[float, Report], steps: Steps) -> None:
+        with written_whole(self.output) as directory:
+            made.model.save_pretrained(directory)
+            made.neurons.save(directory / "neurons.json")
+            for number, log in enumerate(made.logs, start=1):
+                log.save(directory / ("log.json" if number == len(made.logs) else f"log-{number}.json"))
+            report = comparison_dict(before, after) | {
+                "counts": {str(share): part.as_dict(examples=False) for share, part in at_shares.items()},
+                "provenance": made.model.peft_config["default"].provenance,
+            }
+            write_atomically(directory / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+            counts = counts_markdown({**at_shares, 1.0: after}, before)
+            write_atomically(directory / "report.md", self._markdown(before, after, counts, made, steps.seconds))
+
+    def _provenance(self, prompts: PromptSet, made: Made, before: Report, after: Report) -> dict[str, Any]:
         """How the adapter was made, without times, paths or names of machines: the same run writes the same bytes."""
         return {
             "prompt_set": prompts.fingerprint,
-            "attribution": dict(scores.metadata),
-            "selection": {"counts": parse_counts(self.counts), "overlap": self.overlap},
+            "attribution": dict(made.scores[0].metadata),
+            "selection": {
+                "counts": parse_counts(self.counts),
+                "overlap": self.overlap,
+                "spread": self.spread,
+                "rounds": self.rounds,
+            },
             "training": self.training.to_dict(),
+            "trigger": None if made.trigger is None else made.trigger.as_dict(),
             "seed": self.training.seed,
             "versions": versions(),
             "metrics": {
@@ -135,21 +293,16 @@ class Tune(ModelOptions):
             },
         }
 
-    def _markdown(self, before: Report, after: Report, neurons: Neurons, seconds: dict[str, float]) -> str:
+    def _markdown(self, before: Report, after: Report, counts: str, made: Made, seconds: dict[str, float]) -> str:
         steps = "\n".join(f"| {step} | {spent:.0f} s |" for step, spent in seconds.items())
+        logs = "\n\n".join(f"```\n{log}\n```" for log in made.logs)
         parts = (
             f"# Report\n\n{summary(before, after)}",
             compare_markdown(before, after),
-            f"## Neurons\n\n```\n{neurons}\n```",
+            counts,
+            f"## Neurons\n\n```\n{made.neurons}\n```",
+            f"## Training\n\n{logs}",
+            "" if made.trigger is None else f"## Trigger\n\n```\n{made.trigger}\n```",
             f"## Time\n\n| step | time |\n|---|---|\n{steps}",
         )
-        return "\n\n".join(part.strip() for part in parts) + "\n"
-
-
-@contextmanager
-def timed(step: str, seconds: dict[str, float]) -> Iterator[None]:
-    """Note how long a step took, and say that it begins."""
-    logger.warning("%s …", step)  # at the level that transformers shows by default
-    start = time.monotonic()
-    yield
-    seconds[step] = time.monotonic() - start
+        return "\n\n".join(part.strip() for part in parts if part) + "\n"

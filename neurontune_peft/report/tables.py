@@ -50,6 +50,29 @@ def compare_markdown(before: Report, after: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def counts_markdown(by_share: Mapping[float, Report], base: Report) -> str:
+    """
+    What the first part of each role's ranking achieves alone.
+
+    Args:
+        by_share (`Mapping[float, Report]`): Share of the counts, 0 to 1, to its report.
+        base (`Report`): The base model.
+
+    Returns:
+        `str`: Markdown; a row for the base model and for each share.
+    """
+    header = ["share of the neurons", "attack success, training families", "held-out families", "borderline refused"]
+    header += ["benign refused", "benign inside templates refused", "perplexity"]
+    rows = [("0", base), *((f"{share:g}", report) for share, report in sorted(by_share.items()))]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for share, report in rows:
+        means = (mean_rate(report.attack_success_trained), mean_rate(report.attack_success_held_out))
+        refused = (report.borderline_refusal, report.benign_refusal, report.wrapped_benign_refusal)
+        cells = [share, *map(_percent, means), *map(_cell, refused), _number(report.perplexity, ".2f")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "## Neuron counts\n\n" + "\n".join(lines) + f"\n\nMeans over families (judge: {base.judge}).\n"
+
+
 def summary(before: Report, after: Report) -> str:
     """
     The outcome in one sentence.

@@ -3,6 +3,23 @@
 from neurontune_peft.training.config import MetaConfig
 from neurontune_peft.training.log import Log, StepLog
 from neurontune_peft.training.meta import meta_train
-from neurontune_peft.training.trigger import TriggerFit, fit_trigger
+from neurontune_peft.training.resistance import NothingToLearnError, check_learnable
+from neurontune_peft.training.rounds import with_neurons, without
+from neurontune_peft.training.sparsity import drop_zeros, without_zeros
+from neurontune_peft.training.trigger import TriggerFit, check_fittable, fit_trigger
 
-__all__ = ["Log", "MetaConfig", "StepLog", "TriggerFit", "fit_trigger", "meta_train"]
+__all__ = [
+    "Log",
+    "MetaConfig",
+    "NothingToLearnError",
+    "StepLog",
+    "TriggerFit",
+    "check_fittable",
+    "check_learnable",
+    "drop_zeros",
+    "fit_trigger",
+    "meta_train",
+    "with_neurons",
+    "without",
+    "without_zeros",
+]

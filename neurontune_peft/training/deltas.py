@@ -78,6 +78,25 @@ def find_deltas(model: PeftModel, bounds: Mapping[str, tuple[float, float]]) -> 
     Raises:
         ValueError: When there is no such adapter, or training it would have no effect or a wrong one.
     """
+    layers, name = active_layers(model)
+    for layer in layers:
+        _check_trainable(layer, name)
+    limits = [_limits(layer, name, bounds) for layer in layers]
+    return Deltas(
+        holders=tuple(layer.neurontune_delta for layer in layers),
+        adapter_name=name,
+        low=tuple(low for low, _ in limits),
+        high=tuple(high for _, high in limits),
+    )
+
+
+def active_layers(model: PeftModel) -> tuple[list[NeuronTuneLayer], str]:
+    """
+    The layers that hold the model's active adapter, in the order of [`Deltas`], and its name.
+
+    Raises:
+        ValueError: When there is no such adapter.
+    """
     name = model.active_adapter if isinstance(model, PeftModel) else None
     layers = [
         layer
@@ -89,15 +108,7 @@ def find_deltas(model: PeftModel, bounds: Mapping[str, tuple[float, float]]) -> 
             f"got {type(model).__name__} with the active adapter {name!r}; expected a PeftModel with one active "
             "NeuronTune adapter; attach one with get_peft_model, or choose it with set_adapter"
         )
-    for layer in layers:
-        _check_trainable(layer, name)
-    limits = [_limits(layer, name, bounds) for layer in layers]
-    return Deltas(
-        holders=tuple(layer.neurontune_delta for layer in layers),
-        adapter_name=name,
-        low=tuple(low for low, _ in limits),
-        high=tuple(high for _, high in limits),
-    )
+    return layers, name
 
 
 def _check_trainable(layer: NeuronTuneLayer, name: str) -> None:

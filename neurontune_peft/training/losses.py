@@ -39,7 +39,7 @@ def answer_loss(model: nn.Module, batch: TokenBatch, *, first_token_weight: floa
     Returns:
         `Tensor`: A scalar, nats per token.
     """
-    losses = F.cross_entropy(response_logits(model, batch).float(), _targets(batch), reduction="none")  # (N,)
+    losses = F.cross_entropy(response_logits(model, batch).float(), answer_targets(batch), reduction="none")
     return (losses * token_weights(batch, first_token_weight)).sum()
 
 
@@ -59,11 +59,19 @@ def utility_losses(
         `tuple[Tensor, Tensor]`: KL(base || tuned) and the answers' negative log-likelihood, scalars, nats per token.
     """
     logits = response_logits(model, batch)  # (N, V)
+    return losses_of_logits(logits, batch, base_logits, first_token_weight=first_token_weight)
+
+
+def losses_of_logits(
+    logits: Tensor, batch: TokenBatch, base_logits: Tensor, *, first_token_weight: float
+) -> tuple[Tensor, Tensor]:
+    """As [`utility_losses`], from logits of the tuned model, `(N, V)`."""
     weights = token_weights(batch, first_token_weight)
     kl = (kl_of_logits(base_logits, logits) * weights).sum()
-    nll = (F.cross_entropy(logits.float(), _targets(batch), reduction="none") * weights).sum()
+    nll = (F.cross_entropy(logits.float(), answer_targets(batch), reduction="none") * weights).sum()
     return kl, nll
 
 
-def _targets(batch: TokenBatch) -> Tensor:
-    return batch.input_ids[:, 1:][batch.response_mask[:, 1:]]  # (N,)
+def answer_targets(batch: TokenBatch) -> Tensor:
+    """Token ids of the answers, row after row, `(N,)`."""
+    return batch.input_ids[:, 1:][batch.response_mask[:, 1:]]

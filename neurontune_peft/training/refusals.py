@@ -7,6 +7,7 @@ from typing import Any
 from peft import PeftModel
 
 from neurontune_peft.judges import format_judge
+from neurontune_peft.objectives import RefusalMargin
 from neurontune_peft.prompts import PromptSet, generate_answers
 
 
@@ -40,3 +41,20 @@ def refusal_texts(
             "least one; use refusal_targets='phrases'"
         )
     return refusals
+
+
+def margin_of(tokenizer: Any, prompts: PromptSet, count: int) -> RefusalMargin:
+    """
+    The refusal margin over some of a prompt set's openings.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
+        prompts ([`PromptSet`]): Where the openings come from.
+        count (`int`): How many of each kind, evenly spread, the first among them.
+    """
+    phrases = prompts.phrases
+    refusal, compliance = (
+        [texts[place * len(texts) // count] for place in range(count)] if count < len(texts) else texts
+        for texts in (phrases.refusal, phrases.compliance)
+    )
+    return RefusalMargin.from_texts(tokenizer, refusal=refusal, compliance=compliance)

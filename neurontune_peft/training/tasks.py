@@ -23,6 +23,7 @@ class StepData:
         query (`tuple`): The same with other prompts and other templates, for the outer loss.
         plain (`tuple`): Plain harmful prompts with refusals.
         utility (`tuple`): Benign, borderline and wrapped benign prompts with their answers.
+        kinds (`tuple[str, ...]`, *optional*): `"benign"`, `"borderline"` or `"wrapped"` for each of `utility`.
     """
 
     family: str
@@ -30,6 +31,7 @@ class StepData:
     query: Pairs
     plain: Pairs
     utility: Pairs
+    kinds: tuple[str, ...] = ()
 
 
 class TaskSampler:
@@ -50,18 +52,24 @@ class TaskSampler:
         self._harmful = prompts.select(kind="harmful", split="train")
         self._benign = _answered(prompts, "benign")
         self._borderline = _answered(prompts, "borderline")
-        self._templates = prompts.templates(split="train")
-        self._families = tuple(
-            family
-            for family in prompts.train_families
-            if len(prompts.attackable(self._harmful, family=family, split="train")) >= 2
-        )
-        if not self._families or not self._benign:
+        self._templates = prompts.templates(split="train") if config.attacks else ()
+        self.families = self._usable_families()
+        if not self.families or not self._benign:
             raise ValueError(
                 f"got {len(self._harmful)} harmful train prompts, {len(prompts.train_families)} train families and "
                 f"{len(self._benign)} benign train prompts with an answer; expected at least two, one and one; add "
                 "them, or fill missing answers with complete_responses"
             )
+
+    def _usable_families(self) -> tuple[str, ...]:
+        """Families that can attack two prompts; without attacks, plain requests are the one family."""
+        if not self._config.attacks:
+            return ("plain",) if len(self._harmful) >= 2 else ()
+        return tuple(
+            family
+            for family in self._prompts.train_families
+            if len(self._prompts.attackable(self._harmful, family=family, split="train")) >= 2
+        )
 
     def draw(self, step: int) -> StepData:
         """
@@ -74,18 +82,22 @@ class TaskSampler:
             `StepData`: Support and query set share no harmful prompt, and no template where a family has several.
         """
         rng = random.Random(f"{self._config.seed}-{step}")
-        turn, place = divmod(step, len(self._families))
-        order = random.Random(f"{self._config.seed}-families-{turn}").sample(self._families, len(self._families))
+        turn, place = divmod(step, len(self.families))
+        order = random.Random(f"{self._config.seed}-families-{turn}").sample(self.families, len(self.families))
         family = order[place]
         support, query = self._attacked(family, rng)
-        plain = [(p.prompt, rng.choice(self._refusals)) for p in _sample(rng, self._harmful, self._config.plain_size)]
-        return StepData(family, support, query, tuple(plain), self._utility(rng))
+        plain = self._plain(_sample(rng, self._harmful, self._config.plain_size), rng)
+        utility, kinds = self._utility(rng)
+        return StepData(family, support, query, plain, utility, kinds)
 
     def _attacked(self, family: str, rng: random.Random) -> tuple[Pairs, Pairs]:
-        usable = self._prompts.attackable(self._harmful, family=family, split="train")
+        plain = not self._config.attacks
+        usable = self._harmful if plain else self._prompts.attackable(self._harmful, family=family, split="train")
         wanted = self._config.support_size + self._config.query_size
         drawn = _sample(rng, usable, wanted)
         cut = max(1, len(drawn) * self._config.support_size // wanted)  # small families keep the proportion
+        if plain:
+            return self._plain(drawn[:cut], rng), self._plain(drawn[cut:], rng)
         attacks = [a for a in self._prompts.attacks if a.family == family and a.split == "train"]
         templates = [a for a in attacks if a.template is not None]
         rng.shuffle(templates)
@@ -104,15 +116,20 @@ class TaskSampler:
             (attack.apply(p.prompt), rng.choice(self._refusals)) for p, attack in zip(harmful, chosen, strict=True)
         )
 
-    def _utility(self, rng: random.Random) -> Pairs:
+    def _plain(self, harmful: Sequence[Prompt], rng: random.Random) -> Pairs:
+        return tuple((prompt.prompt, rng.choice(self._refusals)) for prompt in harmful)
+
+    def _utility(self, rng: random.Random) -> tuple[Pairs, tuple[str, ...]]:
         config = self._config
-        plain = _sample(rng, self._benign, config.benign_size)
-        plain += _sample(rng, self._borderline, config.borderline_size)
-        pairs = [(p.prompt, str(p.response)) for p in plain]
+        benign = _sample(rng, self._benign, config.benign_size)
+        borderline = _sample(rng, self._borderline, config.borderline_size)
+        pairs = [(p.prompt, str(p.response)) for p in (*benign, *borderline)]
+        kinds = ["benign"] * len(benign) + ["borderline"] * len(borderline)
         if self._templates:
             inside = _sample(rng, self._benign, config.wrapped_size)
             pairs += [(rng.choice(self._templates).apply(p.prompt), str(p.response)) for p in inside]
-        return tuple(pairs)
+            kinds += ["wrapped"] * len(inside)
+        return tuple(pairs), tuple(kinds)
 
 
 def _answered(prompts: PromptSet, kind: str) -> tuple[Prompt, ...]:

@@ -53,6 +53,13 @@ class TriggerFit:
     missed: tuple[str, ...]
     flagged: tuple[str, ...]
 
+    def __str__(self) -> str:
+        what = "dynamic" if self.dynamic else "static, as it separates too little"
+        lines = [f"Trigger ({what}): AUC {self.auc:.3f} on attack families that it was not fitted on"]
+        for name, shares in (("triggered, harmful", self.detection), ("triggered, harmless", self.false_positives)):
+            lines.append(f"  {name}: " + ", ".join(f"{group} {share:.1%}" for group, share in shares.items()))
+        return "\n".join(lines)
+
     def as_dict(self) -> dict[str, Any]:
         """The numbers as JSON values, without the texts."""
         return {name: value for name, value in asdict(self).items() if name not in ("missed", "flagged")}
@@ -109,12 +116,14 @@ def fit_trigger(
         >>> model.save_pretrained("adapter")
         ```
     """
-    for name, value in (("false_positive_budget", false_positive_budget), ("validation_share", validation_share)):
-        if not 0 < value < 1:
-            raise ValueError(f"got {name}={value}; expected a share between 0 and 1; 0.02 is 2 %")
     adapter_name = check_adapter(model)
-    examples = examples_of(prompts, validation_share=validation_share, seed=seed, most=examples_per_kind)
-    check_enough(examples, false_positive_budget)
+    examples = check_fittable(
+        prompts,
+        false_positive_budget=false_positive_budget,
+        validation_share=validation_share,
+        examples_per_kind=examples_per_kind,
+        seed=seed,
+    )
     suffix = generation_suffix(tokenizer, chat_template=chat_template)
     parts = trigger_features(
         model,
@@ -148,6 +157,37 @@ def fit_trigger(
     return fit
 
 
+def check_fittable(
+    prompts: PromptSet,
+    *,
+    false_positive_budget: float = 0.02,
+    validation_share: float = 0.25,
+    examples_per_kind: int = 300,
+    seed: int = 0,
+    chat_template: str | None = None,
+) -> list[Example]:
+    """
+    Refuse, before any long step, what [`fit_trigger`] cannot work with; returns the texts that it would use.
+
+    Args:
+        prompts ([`PromptSet`]): The prompt set.
+        false_positive_budget (`float`, *optional*, defaults to `0.02`): As in [`fit_trigger`], like the others.
+        validation_share (`float`, *optional*, defaults to `0.25`): Share that is kept back.
+        examples_per_kind (`int`, *optional*, defaults to `300`): Most requests of each kind.
+        seed (`int`, *optional*, defaults to `0`): Decides which requests are kept back.
+        chat_template (`str`, *optional*): Not used.
+
+    Raises:
+        ValueError: When a share is impossible, or there are too few requests.
+    """
+    for name, value in (("false_positive_budget", false_positive_budget), ("validation_share", validation_share)):
+        if not 0 < value < 1:
+            raise ValueError(f"got {name}={value}; expected a share between 0 and 1; 0.02 is 2 %")
+    examples = examples_of(prompts, validation_share=validation_share, seed=seed, most=examples_per_kind)
+    check_enough(examples, false_positive_budget)
+    return examples
+
+
 def check_adapter(model: PeftModel) -> str:
     """
     Name of the one active adapter.
@@ -179,8 +219,8 @@ def check_enough(examples: Sequence[Example], budget: float) -> None:
     if harmful < FEWEST or harmless < needed:
         raise ValueError(
             f"got {harmful} harmful and {harmless} harmless train requests to calibrate the trigger on; expected at "
-            f"least {FEWEST} and {needed} for a false-positive budget of {budget}; add train prompts, or raise "
-            "validation_share or the budget"
+            f"least {FEWEST} and {needed} for a false-positive budget of {budget}; add train prompts, raise "
+            "validation_share or the budget, or use static modulation"
         )
 
 

@@ -1,0 +1,128 @@
+"""`neurontune tune` in the long run: interruptions, rounds, counts, and models that need no tuning."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import tiny_llama, tiny_prompt_set, tiny_tokenizer
+
+from neurontune_peft import Neurons
+from neurontune_peft.cli import main, tune
+from neurontune_peft.training import Log
+from neurontune_peft.training.resistance import NothingToLearnError
+
+QUICK = ["--steps", "2", "--inner-steps", "1", "--max-new-tokens", "4", "--counts", "safety=6", "utility=2"]
+QUICK += ["--modulation", "static"]
+
+
+@pytest.fixture(autouse=True)
+def _caches_here(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "hf"))
+
+
+@pytest.fixture
+def call(tmp_path):
+    """Runs the command on a tiny model; returns its exit code and its output directory."""
+    tiny_llama().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    tiny_prompt_set().save(tmp_path / "prompts")
+
+    def run(name: str, *options: str) -> tuple[int, Path]:
+        output = tmp_path / name
+        given = ["tune", str(tmp_path / "model"), "--prompts", str(tmp_path / "prompts"), "--output", str(output)]
+        return main([*given, *QUICK, *options]), output
+
+    return run
+
+
+def adapter(directory: Path) -> dict[str, bytes]:
+    return {name: (directory / name).read_bytes() for name in ("adapter_model.safetensors", "adapter_config.json")}
+
+
+@pytest.mark.parametrize("step", ["attribute", "meta_train", "compare_markdown"])
+def test_a_run_that_was_interrupted_goes_on_and_ends_with_the_same_bytes(call, monkeypatch, step):
+    _, whole = call("whole")
+    with monkeypatch.context() as patch:
+
+        def interrupt(*args, **kwargs):
+            raise KeyboardInterrupt
+
+        patch.setattr(tune, step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            call("cut")
+    done = {path.name for path in (whole.parent / ".cut.resume").iterdir()}
+    assert "base.json" in done
+    assert ("round-1.safetensors" in done) == (step != "attribute")
+    if step == "compare_markdown":  # everything is there but the output; nothing is computed again
+
+        def fail(*args, **kwargs):
+            raise AssertionError("scored again")
+
+        monkeypatch.setattr(tune, "attribute", fail)
+    code, cut = call("cut")
+    assert code == 0
+    assert adapter(cut) == adapter(whole)
+    assert not (whole.parent / ".cut.resume").exists()
+
+
+def test_what_another_run_left_is_not_mixed_in(call, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(tune, "meta_train", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            call("cut")
+    code, output = call("cut", "--seed", "1")
+    assert code == 2
+    assert "left by an interrupted run with other options" in capsys.readouterr().err
+    assert not output.exists()
+    assert call("cut")[0] == 0
+
+
+def test_rounds_extend_the_set_with_neurons_scored_under_the_scales_so_far(call):
+    _, one = call("one")
+    code, two = call("two", "--rounds", "2")
+    assert code == 0
+    first, both = Neurons.load(one / "neurons.json"), Neurons.load(two / "neurons.json")
+    assert both.totals == first.totals == {"safety": 6, "utility": 2}
+    assert both.ranked("safety")[:3] == first.ranked("safety")[:3]
+    assert len(Log.load(two / "log-1.json").steps) == len(Log.load(two / "log.json").steps) == 2
+
+
+def test_the_report_shows_what_the_first_neurons_of_each_role_do_alone(call):
+    _, output = call("out", "--shares", "0.5")
+    report = json.loads((output / "report.json").read_text())
+    assert list(report["counts"]) == ["0.5"]
+    lines = (output / "report.md").read_text().splitlines()
+    table = [line.split("|")[1].strip() for line in lines if line.startswith(("| 0 |", "| 0.5 |", "| 1 |"))]
+    assert table == ["0", "0.5", "1"]
+
+
+def test_neurons_that_the_penalty_switches_off_leave_the_file(call):
+    _, output = call("out", "--l1", "0.9", "--lr", "0.05", "--steps", "4")
+    assert Neurons.load(output / "neurons.json").total < 8
+
+
+def test_a_model_that_resists_already_is_left_alone_unless_forced(call, monkeypatch, capsys):
+    def resists(*args, **kwargs):
+        raise NothingToLearnError("got a model that refuses 100% of 9 train attacks; expected …; use it as it is")
+
+    monkeypatch.setattr(tune, "check_learnable", resists)
+    code, output = call("out")
+    assert code == 2
+    assert "got a model that refuses 100%" in capsys.readouterr().err
+    assert not output.exists()
+    assert call("out", "--force")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shares", "1.5"], "expected shares between 0 and 1"),
+        (["--rounds", "0"], "at least one"),
+        (["--method", "magic"], "got method 'magic'"),
+        (["--counts", "mood=3"], "got role 'mood'"),
+    ],
+)
+def test_a_wrong_call_is_refused_before_the_model_is_measured(call, monkeypatch, capsys, options, message):
+    monkeypatch.setattr(tune, "evaluate", lambda *args, **kwargs: pytest.fail("measured"))
+    assert call("out", *options)[0] == 2
+    assert message in capsys.readouterr().err
