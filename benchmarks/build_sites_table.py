@@ -26,7 +26,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from neurontune_peft.neurons import write_atomically
+from neurontune_peft.checks import write_atomically
 from neurontune_peft.sites.find import model_types
 from neurontune_peft.sites.modules import hidden_sizes, projections
 from neurontune_peft.sites.structure import find_by_structure

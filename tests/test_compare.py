@@ -32,7 +32,7 @@ from neurontune_peft.evaluation.compare.statistics import bootstrap, difference,
 from neurontune_peft.evaluation.compare.steering import Unsteered, block_names, refusal_direction, steered
 from neurontune_peft.evaluation.compare.system_prompt import IN_FRONT, with_system_prompt
 from neurontune_peft.judges import Verdict
-from neurontune_peft.prompts import Attack, format_prompt
+from neurontune_peft.prompts import Attack, Prompt, format_prompt
 from neurontune_peft.training import Log, MetaConfig, meta_train
 from neurontune_peft.training.log import ValidationLog
 
@@ -307,9 +307,20 @@ def test_a_system_prompt_without_any_chat_template_stands_in_front_of_the_plain_
     assert format_prompt(plain, "Hi", chat_template=template) == "Be safe.\n\nHi\n"
 
 
+# A trigger takes more requests than the tiny prompt set has.
+MANY = replace(
+    PROMPTS,
+    prompts=PROMPTS.prompts
+    + tuple(Prompt(f"more-harmful-{i}", f"Break {i} zz!", "harmful", None, "train") for i in range(44))
+    + tuple(Prompt(f"more-benign-{i}", f"Mend {i} ab.", "benign", "Yes.", "train") for i in range(80)),
+)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_leaves_the_base_model_as_it_was_bit_for_bit(name):
     given = bench()
+    if name == "neurontune-dynamic":
+        given = replace(given, prompts=MANY)
     model = given.model
     model.model.layers[0].train()
     model.lm_head.weight.requires_grad_(False)

@@ -32,7 +32,7 @@ def attribute(
     tokenizer: Any,
     prompts: PromptSet,
     *,
-    method: str | Method = "gate_path",
+    method: str | Method = "gradient",
     sites: Mapping[str, Site] | None = None,
     roles: Sequence[str] = ROLES,
     objective: Objectives | None = None,
@@ -70,12 +70,12 @@ def attribute(
         model (`nn.Module`): A causal LM or a `PeftModel`; scored in evaluation mode and restored.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         prompts ([`PromptSet`]): Where the prompts come from.
-        method (`str` or `Callable`, *optional*, defaults to `"gate_path"`):
+        method (`str` or `Callable`, *optional*, defaults to `"gradient"`):
             `"gradient"`, `"gate_path"`, `"activation_path"`, `"activation_contrast"`, `"effect_size"` (the same
             difference of means by the pooled standard deviation), `"snip"`, `"wanda"`, `"probe"`, `"rms_change"`,
-            `"causal"`, `"random"`, or a function `(model, batch, sites, objective) -> {site: (B, F)}`. *ours*: with
-            the contrast below, training on the neurons of `gate_path` protected better than on those of `gradient`,
-            at less cost. `"probe"` keeps one number per prompt and neuron; all others keep sums only.
+            `"causal"`, `"random"`, or a function `(model, batch, sites, objective) -> {site: (B, F)}`. The default is
+            *ours*: of the methods that follow a gradient, only its neurons beat random ones of the same layers on the
+            testbed. `"probe"` keeps one number per prompt and neuron; all others keep sums only.
         sites (`Mapping[str, Site]`, *optional*): The sites to score; those of [`find_sites`] when left out.
         roles (`Sequence[str]`, *optional*, defaults to `("safety", "utility")`):
             The roles to score. A role of your own needs an `objective`; its prompts are the train prompts of every

@@ -56,7 +56,7 @@ class Attribute(ModelOptions):
 
     output: Path = field(kw_only=True)
     prompts: str | None = None
-    method: str = "gate_path"
+    method: str = "gradient"
     roles: tuple[str, ...] = ("safety", "utility")
     objective: str | None = None
     batch_size: Literal["auto"] | int = "auto"

@@ -44,6 +44,7 @@ class Compare(ModelOptions):
         method: How the neurons of NEURONTUNE are scored.
         counts: Neurons per role, as a number or as a share of all neurons.
         overlap: Who keeps a neuron that both roles want.
+        spread: Largest share of a role's neurons in one site.
         strengths: Settings of adapters.
         multipliers: Settings of the fixed multiplier.
         coefficients: Settings of activation steering.
@@ -62,6 +63,7 @@ class Compare(ModelOptions):
     method: str = Tune.method
     counts: tuple[str, ...] = Tune.counts
     overlap: str = Tune.overlap
+    spread: float | None = Tune.spread
     strengths: tuple[float, ...] = SETTINGS["strength"]
     multipliers: tuple[float, ...] = SETTINGS["multiplier"]
     coefficients: tuple[float, ...] = SETTINGS["coefficient"]
@@ -89,7 +91,7 @@ class Compare(ModelOptions):
             config=self.training,
             counts=counts,
             attribution={"method": self.method},
-            selection={"overlap": self.overlap},
+            selection={"overlap": self.overlap, "spread": self.spread},
             settings={
                 "strength": self.strengths,
                 "multiplier": self.multipliers,

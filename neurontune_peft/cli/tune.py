@@ -36,6 +36,7 @@ from neurontune_peft.training import (
     check_fittable,
     check_learnable,
     fit_trigger,
+    for_flagged_requests,
     meta_train,
     with_neurons,
     without,
@@ -89,15 +90,15 @@ class Tune(ModelOptions):
 
     output: Path = field(kw_only=True)
     prompts: str | None = None
-    method: str = "gate_path"
-    counts: tuple[str, ...] = ("safety=0.1", "utility=0.1")
+    method: str = "gradient"
+    counts: tuple[str, ...] = ("safety=0.03",)
     overlap: str = "drop"
-    spread: float | None = None
+    spread: float | None = 0.25
     rounds: int = 1
     modulation: Literal["dynamic", "static"] = "dynamic"
-    false_positive_budget: float = 0.02
-    strength_on: float = 1.0
-    training: MetaConfig = field(default_factory=MetaConfig)
+    false_positive_budget: float = 0.03
+    strength_on: float = 1.5
+    training: MetaConfig = field(default_factory=for_flagged_requests)
     shares: tuple[float, ...] = (0.125, 0.25, 0.5)
     force: bool = False
     max_new_tokens: int = 32
@@ -107,6 +108,12 @@ class Tune(ModelOptions):
         """Run every step; nothing stands in the output directory unless all went well."""
         check_output(self.output)
         self._check()
+        if self.modulation == "static" and self.training.utility_weight < 1:
+            logger.warning(
+                "got static modulation with utility_weight=%g, which suits scales of flagged requests alone; static "
+                "scales act on harmless requests too, and refuse fewer of them with --utility-weight 3",
+                self.training.utility_weight,
+            )
         given = PromptSet.load(self.prompts)
         check_tunable(given)
         if self.modulation == "dynamic":

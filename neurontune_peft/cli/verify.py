@@ -33,7 +33,7 @@ class Verify(ModelOptions):
         scales: Scales that the neurons are set to.
         n_random: Random sets, at least 20.
         n_prompts: Prompts of each kind.
-        methods: Methods to compare; gate_path, gradient and random by default.
+        methods: Methods to compare; gradient, gate_path and random by default.
         trainability: Train each method's top neurons and random ones for a while, too (slow).
         shares: Shares of all neurons that are trained.
         train_steps: Steps of each training.

@@ -1,6 +1,6 @@
 """How large are the scales? Learning them over attack families, with or without meta-learning."""
 
-from neurontune_peft.training.config import MetaConfig
+from neurontune_peft.training.config import MetaConfig, for_flagged_requests
 from neurontune_peft.training.log import Log, StepLog
 from neurontune_peft.training.meta import meta_train
 from neurontune_peft.training.resistance import NothingToLearnError, check_learnable
@@ -18,6 +18,7 @@ __all__ = [
     "check_learnable",
     "drop_zeros",
     "fit_trigger",
+    "for_flagged_requests",
     "meta_train",
     "with_neurons",
     "without",

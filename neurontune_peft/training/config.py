@@ -175,3 +175,13 @@ class MetaConfig:
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON values."""
         return {**asdict(self), "bounds": {role: list(bound) for role, bound in self.bounds.items()}}
+
+
+def for_flagged_requests() -> MetaConfig:
+    """
+    Options for scales that act on flagged requests alone, by a trigger (*ours*, chosen on the testbed).
+
+    They may be strong, as they cost only what is asked of the flagged requests. Static scales act on harmless requests
+    too, and need the default `utility_weight`.
+    """
+    return MetaConfig(utility_weight=0.1, bounds={"safety": (0.0, 4.0), "utility": (-0.5, 0.0)})

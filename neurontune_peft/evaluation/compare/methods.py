@@ -23,7 +23,7 @@ from neurontune_peft.evaluation.compare.system_prompt import with_system_prompt
 from neurontune_peft.neurons import Neurons
 from neurontune_peft.prompts.answers import evaluating
 from neurontune_peft.sites import find_sites
-from neurontune_peft.training import Log, MetaConfig, meta_train
+from neurontune_peft.training import Log, MetaConfig, fit_trigger, for_flagged_requests, meta_train
 from neurontune_peft.training.deltas import find_deltas
 from neurontune_peft.tuner import NeuronTuneConfig
 
@@ -65,6 +65,7 @@ def scaled(
     order: str | None = None,
     layer_matched: bool = False,
     tries: bool = True,
+    dynamic: bool = False,
 ) -> Iterator[Candidate]:
     """
     NEURONTUNE: trained scales on selected neurons, its strength the dial.
@@ -77,6 +78,7 @@ def scaled(
         order (`str`, *optional*): Order of meta-learning; that of the options when left out.
         layer_matched (`bool`, *optional*, defaults to `False`): Random neurons, as many in each site.
         tries (`bool`, *optional*, defaults to `True`): Whether learning rates are tried.
+        dynamic (`bool`, *optional*, defaults to `False`): Scales of flagged requests alone, as a trigger flags them.
     """
     neurons, scoring = bench.neurons(seed, **({} if attribution is None else {"method": attribution}))
     if layer_matched:
@@ -86,9 +88,19 @@ def scaled(
     def train(config: MetaConfig) -> Iterator[tuple[PeftModel, Log]]:
         with attached(bench, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=neurons)) as model:
             options = config if order is None else _in_order(config, order)
+            if dynamic:
+                strong = for_flagged_requests()
+                options = replace(options, utility_weight=strong.utility_weight, bounds=strong.bounds)
             yield model, meta_train(model, bench.tokenizer, bench.prompts, options, chat_template=bench.chat_template)
 
     with bench.trained(name, seed, train, rate=bench.config.lr, tries=tries) as made:
+        if dynamic:
+            start = time.monotonic()
+            fit = fit_trigger(made.model, bench.tokenizer, bench.prompts, seed=seed, chat_template=bench.chat_template)
+            made = replace(
+                made, note=f"AUC {fit.auc:.3f}" if fit.dynamic else "static: the trigger separates too little"
+            )
+            scoring += time.monotonic() - start
         yield _adapter(made, made.model.strength, scoring=scoring)
 
 
@@ -158,6 +170,7 @@ def system_prompt(bench: Bench, name: str, seed: int) -> Iterator[Candidate]:
 METHODS = {
     "base": Method(base, dial=None, seeded=False),
     "neurontune": Method(partial(scaled, tries=False)),
+    "neurontune-dynamic": Method(partial(scaled, tries=False, dynamic=True)),
     "neurontune-second": Method(partial(scaled, order="second")),
     "neurontune-first": Method(partial(scaled, order="first")),
     "neurontune-none": Method(partial(scaled, order="none")),

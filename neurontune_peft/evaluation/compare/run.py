@@ -33,6 +33,7 @@ from neurontune_peft.tuner.fingerprint import fingerprint
 DEFAULT_METHODS = (
     "base",
     "neurontune",
+    "neurontune-dynamic",
     "neurontune-none",
     "random",
     "layer-random",
@@ -127,7 +128,7 @@ def compare(
         tokenizer,
         prompts,
         config or MetaConfig(),
-        dict(counts or {"safety": 0.1, "utility": 0.1}),
+        dict(counts or {"safety": 0.03}),
         attribution or {},
         selection or {},
         lr_tries,

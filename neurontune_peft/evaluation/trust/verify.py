@@ -29,7 +29,7 @@ from neurontune_peft.neurons import Neurons, Scores, Site
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.sites.modules import bare_model, projections
 
-DEFAULT_METHODS = ("gate_path", "gradient", "random")
+DEFAULT_METHODS = ("gradient", "gate_path", "random")
 # Methods that need nothing but model and prompts, so that scores given by name can be made again.
 REPEATABLE = (
     "gradient",
@@ -90,7 +90,7 @@ def verify(
         n_phrases (`int`, *optional*, defaults to `4`): Openings of each kind in the refusal margin; `None` takes all.
         n_splits (`int`, *optional*, defaults to `1`): Halvings of the prompts, and further seeds, for stability.
         methods (`Sequence[str | Callable]`, *optional*): Methods to compare, the first one for halves and seeds;
-            `("gate_path", "gradient", "random")` when left out, the method of `scores` before them. `()` leaves out
+            `("gradient", "gate_path", "random")` when left out, the method of `scores` before them. `()` leaves out
             stability, curves and the methods' trainings.
         trainability (`bool` or [`TrainingPlan`], *optional*, defaults to `False`): Short trainings, which are slow.
         steps (`int`, *optional*, defaults to `32`): Steps of the completeness test; 0 leaves it out.
