@@ -15,6 +15,7 @@ from neurontune_peft.neurons import Neurons, Scores
 from neurontune_peft.selection import select
 from neurontune_peft.selection.candidates import block_number
 from neurontune_peft.selection.filling import spread_out
+from neurontune_peft.selection.select import largest_share
 from neurontune_peft.tuner.targets import in_chosen_layers
 
 
@@ -405,3 +406,10 @@ def test_select_never_overwrites(tmp_path):
     with pytest.raises(ValueError, match="got counts"):
         run_select(str(path), "--counts", "safety=600", "--output", str(tmp_path / "other.json"))
     assert not (tmp_path / "other.json").exists()
+
+
+def test_an_automatic_spread_is_a_quarter_and_more_where_there_are_few_sites():
+    assert [largest_share(sites) for sites in (1, 2, 4, 5, 32)] == [1.0, 0.625, 0.3125, 0.25, 0.25]
+    few = Scores({"safety": {f"m.h.{i}.o": torch.arange(1.0, 101) + 1000 * (i == 0) for i in range(2)}})
+    chosen = select(few, {"safety": 16}, spread="auto").histogram("safety")
+    assert chosen == {"m.h.0.o": 10, "m.h.1.o": 6}

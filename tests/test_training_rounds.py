@@ -1,9 +1,12 @@
 """Rounds: neurons that are taken already make room for others, and an adapter that grows keeps what it learnt."""
 
+import warnings
+
 import pytest
 import torch
 from adapters import tuned_model
-from architectures import tokens
+from architectures import tiny_model, tokens
+from peft import PeftModel
 from training_helpers import SITES
 
 from neurontune_peft import Neurons, Scores, select
@@ -47,6 +50,16 @@ def test_an_adapter_on_other_neurons_forgets_the_rest():
     held = model.base_model.get_neurons()
     smaller = with_neurons(model, held.head(utility=0)).eval()
     assert smaller.base_model.get_neurons().totals == {"safety": held.totals["safety"]}
+
+
+def test_an_adapter_that_leaves_a_site_still_knows_its_base_model(tmp_path):
+    model = tuned_model()
+    held = model.base_model.get_neurons()
+    first = Neurons.from_ranked({"safety": [(SITES[0], 5)]}, widths=held.widths)
+    with_neurons(model, first).save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # neither when it is made nor when it is loaded
+        PeftModel.from_pretrained(tiny_model(), tmp_path)
 
 
 def test_a_model_with_two_adapters_is_refused():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers.utils import logging
 
@@ -63,7 +63,7 @@ class Compare(ModelOptions):
     method: str = Tune.method
     counts: tuple[str, ...] = Tune.counts
     overlap: str = Tune.overlap
-    spread: float | None = Tune.spread
+    spread: float | Literal["auto"] | None = Tune.spread
     strengths: tuple[float, ...] = SETTINGS["strength"]
     multipliers: tuple[float, ...] = SETTINGS["multiplier"]
     coefficients: tuple[float, ...] = SETTINGS["coefficient"]

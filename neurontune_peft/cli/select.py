@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -30,7 +30,7 @@ class Select:
         per_layer: Most neurons of each site and role, as a number or as a share of the site's neurons.
         layers: First and last block from which neurons are taken, counted from 0.
         min_agreement: Keep safety neurons only that are among the best of at least this many attack families.
-        spread: Largest share of a role's neurons in one site.
+        spread: Largest share of a role's neurons in one site; "auto" is a quarter, more where there are few sites.
     """
 
     scores: Annotated[Path, tyro.conf.Positional]
@@ -41,7 +41,7 @@ class Select:
     per_layer: int | float | None = None
     layers: tuple[int, int] | None = None
     min_agreement: int | None = None
-    spread: float | None = None
+    spread: float | Literal["auto"] | None = None
 
     def run(self) -> None:
         """Select, save and print; an existing file is never overwritten."""

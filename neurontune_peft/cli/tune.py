@@ -75,7 +75,7 @@ class Tune(ModelOptions):
         method: How neurons are scored, as in `neurontune attribute`.
         counts: Neurons per role, as a number or as a share of all neurons.
         overlap: Who keeps a neuron that both roles want, as in `neurontune select`.
-        spread: Largest share of a role's neurons in one site.
+        spread: Largest share of a role's neurons in one site; "auto" is a quarter, more where there are few sites.
         rounds: Rounds of scoring and training; each adds its part of the counts, scored with the scales so far.
         modulation: "dynamic" scales the requests alone that a trigger on the same neurons takes for harmful; "static"
             scales all.
@@ -93,7 +93,7 @@ class Tune(ModelOptions):
     method: str = "gradient"
     counts: tuple[str, ...] = ("safety=0.03",)
     overlap: str = "drop"
-    spread: float | None = 0.25
+    spread: float | Literal["auto"] | None = "auto"
     rounds: int = 1
     modulation: Literal["dynamic", "static"] = "dynamic"
     false_positive_budget: float = 0.03

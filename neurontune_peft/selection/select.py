@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def select(
     per_layer: float | None = None,
     layers: tuple[int, int] | None = None,
     min_agreement: int | None = None,
-    spread: float | None = None,
+    spread: float | Literal["auto"] | None = None,
 ) -> Neurons:
     """
     Keep the neurons with the highest scores of every role.
@@ -69,10 +70,10 @@ def select(
         min_agreement (`int`, *optional*):
             Keep only safety neurons that are among the best `count` of at least this many attack families. The role
             may then get fewer neurons than `count`.
-        spread (`float`, *optional*):
+        spread (`float` or `"auto"`, *optional*):
             At most this share of a role's neurons in one site, rounded up, and so for every beginning of its ranking:
             a neuron of a site that is full waits until it is not. *ours*, after the redundancy that SafeNeuron asks
-            for.
+            for. `"auto"` is a quarter, or a quarter more than an equal share where there are few sites.
 
     Returns:
         `Neurons`: The selected neurons with their ranks.
@@ -82,7 +83,8 @@ def select(
             are, or a role is left without any.
     """
     roles = _check_request(scores, counts, quantile, overlap)
-    _check_limits(scores, roles, layers=layers, min_agreement=min_agreement, spread=spread)
+    limit = largest_share(len(scores.widths)) if spread == "auto" else spread
+    _check_limits(scores, roles, layers=layers, min_agreement=min_agreement, spread=limit)
     widths = scores.widths
     flat = {role: flatten(values, widths) for role, values in scores.values.items()}
     every_key = ranking_keys(flat, overlap) if overlap in RELATIVE else ranking_keys({r: flat[r] for r in roles}, "")
@@ -98,7 +100,7 @@ def select(
     _limit(keys, widths, layers=layers, agreed=agreed, per_layer=per_layer)
     flexible = set(roles) if counts is None else {SAFETY} if min_agreement is not None else set()
     first = overlap if overlap in roles else None
-    chosen = _choose(keys, wanted, flexible, first=first, widths=widths, spread=spread)
+    chosen = _choose(keys, wanted, flexible, first=first, widths=widths, spread=limit)
     return Neurons.from_ranked({role: _pairs(chosen[role], widths) for role in roles}, widths=widths)
 
 
@@ -120,6 +122,14 @@ def _limit(
     if per_layer is not None:
         for key in keys.values():
             key[~within_cap(key, widths, per_layer)] = -torch.inf
+
+
+def largest_share(sites: int) -> float:
+    """
+    What `spread="auto"` stands for (*ours*): a quarter of the neurons in one site, or a quarter more than an equal
+    share where a model has so few sites that a quarter could not be kept.
+    """
+    return max(0.25, min(1.0, 1.25 / sites))
 
 
 def _choose(

@@ -60,6 +60,7 @@ def with_neurons(model: PeftModel, neurons: Neurons) -> PeftModel:
     config = copy.copy(model.peft_config[name])
     config.neurons, config.neuron_counts, config.site_widths = neurons, neurons.counts, None
     config.target_modules = list(neurons.sites)
+    config.base_model_fingerprint = None  # of the scaled weights, which may be others now
     changed = get_peft_model(model.unload(), config, adapter_name=name)
     for site, layer in changed.base_model.neuron_layers(name).items():
         held = layer.neurontune_delta[name]
