@@ -61,7 +61,7 @@ def test_tune_records_how_the_adapter_was_made(tuned_dir):
     config = json.loads((tuned_dir / "adapter_config.json").read_text())
     provenance = config["provenance"]
     assert provenance["prompt_set"] == tiny_prompt_set().fingerprint
-    assert provenance["attribution"]["method"] == "gate_path"
+    assert provenance["attribution"]["method"] == "gradient"
     assert provenance["selection"]["counts"] == {"safety": 6, "utility": 2}
     assert provenance["training"]["steps"] == 2
     assert set(provenance["versions"]) == {"python", "neurontune-peft", "torch", "transformers", "peft", "safetensors"}
