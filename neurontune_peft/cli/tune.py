@@ -96,7 +96,7 @@ class Tune(ModelOptions):
     spread: float | Literal["auto"] | None = "auto"
     rounds: int = 1
     modulation: Literal["dynamic", "static"] = "dynamic"
-    false_positive_budget: float = 0.03
+    false_positive_budget: float = 0.08
     strength_on: float = 1.5
     training: MetaConfig = field(default_factory=for_flagged_requests)
     shares: tuple[float, ...] = (0.125, 0.25, 0.5)

@@ -70,10 +70,10 @@ def fit_trigger(
     tokenizer: Any,
     prompts: PromptSet,
     *,
-    false_positive_budget: float = 0.03,
+    false_positive_budget: float = 0.08,
     lowest_auc: float = 0.6,
     validation_share: float = 0.25,
-    examples_per_kind: int = 300,
+    examples_per_kind: int = 150,
     batch_size: int = 16,
     max_length: int | None = None,
     seed: int = 0,
@@ -92,11 +92,11 @@ def fit_trigger(
         model (`PeftModel`): A model with one active NeuronTune adapter.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         prompts ([`PromptSet`]): The prompt set; its test split is not touched.
-        false_positive_budget (`float`, *optional*, defaults to `0.03`):
+        false_positive_budget (`float`, *optional*, defaults to `0.08`):
             Largest share of benign, borderline, wrapped and framed requests, each kept back, that may trigger.
         lowest_auc (`float`, *optional*, defaults to `0.6`): Below it the adapter is left, or made, static.
         validation_share (`float`, *optional*, defaults to `0.25`): Share of the train requests that is kept back.
-        examples_per_kind (`int`, *optional*, defaults to `300`): Most requests of each kind.
+        examples_per_kind (`int`, *optional*, defaults to `150`): Most requests of each kind.
         batch_size (`int`, *optional*, defaults to `16`): Requests per forward pass.
         max_length (`int`, *optional*): Most tokens of a request, as in [`encode`].
         seed (`int`, *optional*, defaults to `0`): Decides which requests are kept back.
@@ -160,9 +160,9 @@ def fit_trigger(
 def check_fittable(
     prompts: PromptSet,
     *,
-    false_positive_budget: float = 0.03,
+    false_positive_budget: float = 0.08,
     validation_share: float = 0.25,
-    examples_per_kind: int = 300,
+    examples_per_kind: int = 150,
     seed: int = 0,
     chat_template: str | None = None,
 ) -> list[Example]:
@@ -171,9 +171,9 @@ def check_fittable(
 
     Args:
         prompts ([`PromptSet`]): The prompt set.
-        false_positive_budget (`float`, *optional*, defaults to `0.03`): As in [`fit_trigger`], like the others.
+        false_positive_budget (`float`, *optional*, defaults to `0.08`): As in [`fit_trigger`], like the others.
         validation_share (`float`, *optional*, defaults to `0.25`): Share that is kept back.
-        examples_per_kind (`int`, *optional*, defaults to `300`): Most requests of each kind.
+        examples_per_kind (`int`, *optional*, defaults to `150`): Most requests of each kind.
         seed (`int`, *optional*, defaults to `0`): Decides which requests are kept back.
         chat_template (`str`, *optional*): Not used.
 
