@@ -1,0 +1,113 @@
+"""
+Which requests does a trigger catch, and would other features catch more? Detection by attack family on test prompts.
+
+    python benchmarks/trigger.py [--model DIR] [--prompts DIR] [--quick] [--threads N]
+
+A logistic regression as in `fit_trigger`, on the activations of the top 3 % of `gradient`: at the last token of the
+prompt (what the adapter reads), as their mean or maximum over the prompt's tokens, and together. The threshold lets
+the same share of harmless train requests trigger, each scored by a regression that did not see its wrapping.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from common import parser, print_header, print_table, set_up
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from neurontune_peft import Neurons, PromptSet, attribute, select
+from neurontune_peft.prompts import encode
+from neurontune_peft.training.logistic import fit_logistic
+from neurontune_peft.training.requests import Example, examples_of
+
+DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo_model" / "model"
+BUDGET = 0.05
+POOLS = (("last",), ("mean",), ("max",), ("last", "mean"), ("last", "max"), ("last", "mean", "max"))
+Features = dict[str, Tensor]  # pooling to (n, k)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the activations of chosen neurons of a model."""
+
+    model: torch.nn.Module
+    tokenizer: object
+    neurons: Neurons
+
+    @torch.no_grad()
+    def read(self, texts: list[str], batch_size: int = 32) -> Features:
+        held: dict[str, Tensor] = {}
+
+        def keep(site: str, index: Tensor, module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+            held[site] = args[0][..., index]  # (B, T, k)
+
+        handles = [
+            self.model.get_submodule(site).register_forward_pre_hook(
+                lambda module, args, site=site, index=index: keep(site, index, module, args)
+            )
+            for site, index in self.neurons.indices["safety"].items()
+        ]
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        rows: dict[str, list[Tensor]] = {"last": [], "mean": [], "max": []}
+        for start in range(0, len(order), batch_size):
+            part = [texts[place] for place in order[start : start + batch_size]]
+            batch = encode(self.tokenizer, part)
+            self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=1)
+            hidden = torch.cat([held[site] for site in self.neurons.indices["safety"]], dim=-1)  # (B, T, k)
+            mask = batch.attention_mask.bool().unsqueeze(-1)
+            rows["last"] += hidden[torch.arange(len(part)), batch.last_prompt].unbind()
+            rows["mean"] += ((hidden * mask).sum(dim=1) / mask.sum(dim=1)).unbind()
+            rows["max"] += hidden.masked_fill(~mask, -torch.inf).amax(dim=1).unbind()
+        for handle in handles:
+            handle.remove()
+        back = torch.tensor(order).argsort()
+        return {name: torch.stack(values)[back] for name, values in rows.items()}
+
+
+def fitted(examples: list[Example], features: Tensor, *, l2: float = 0.1) -> tuple[object, float]:
+    """The regression, and the threshold that `BUDGET` of the harmless requests exceed when their wrapping is unseen."""
+    labels = torch.tensor([example.harmful for example in examples])
+    trigger = fit_logistic(features, labels, l2=l2)
+    scores = trigger.score(features).clone()
+    for source in dict.fromkeys(example.source for example in examples if example.source):
+        own = torch.tensor([example.source == source for example in examples])
+        scores[own] = fit_logistic(features[~own], labels[~own], l2=l2).score(features[own])
+    return trigger, float(scores[~labels].quantile(1 - BUDGET))
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--model", default=str(DEMO), help="directory of a chat model")
+    options.add_argument("--prompts", default=None, help="directory of a prompt set; the shipped one by default")
+    given = set_up(options)
+    most = 12 if given.quick else 150
+    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(given.model)
+    prompts = PromptSet.load(given.prompts)
+    print_header("Trigger")
+    n_prompts = 2 if given.quick else 32
+    scores = attribute(model, tokenizer, prompts, method="gradient", roles=("safety",), n_prompts=n_prompts)
+    neurons = select(scores, {"safety": 0.03}, spread="auto")
+    reader = Reader(model, tokenizer, neurons)
+    examples = examples_of(prompts, validation_share=0.25, seed=0, most=most)
+    train = reader.read([example.text for example in examples])
+    tests = {kind: prompts.select(kind=kind, split="test")[:most] for kind in ("harmful", "benign", "borderline")}
+    groups = {"plain": [p.prompt for p in tests["harmful"]]}
+    groups |= {f: prompts.attacked(tests["harmful"], family=f, split="test") for f in prompts.families(split="test")}
+    groups |= {f"harmless: {kind}": [p.prompt for p in tests[kind]] for kind in ("benign", "borderline")}
+    groups["harmless: wrapped"] = prompts.wrapped(tests["benign"], split="test")
+    read = {name: reader.read(texts) for name, texts in groups.items()}
+    rows = []
+    for pools in POOLS:
+        trigger, threshold = fitted(examples, torch.cat([train[pool] for pool in pools], dim=1))
+        fires = [
+            (trigger.score(torch.cat([part[pool] for pool in pools], dim=1)) > threshold).float().mean()
+            for part in read.values()
+        ]
+        rows.append([" + ".join(pools), *(f"{share:.0%}" for share in fires)])
+    print_table(["activations", *groups], rows)
+
+
+if __name__ == "__main__":
+    main()
