@@ -66,7 +66,7 @@ class Reader:
 
 
 def fitted(examples: list[Example], features: Tensor, *, l2: float = 0.1) -> tuple[object, float]:
-    """The regression, and the threshold that `BUDGET` of the harmless requests exceed when their wrapping is unseen."""
+    """The regression, and the threshold that `BUDGET` of harmless requests exceed when their wrapping is unseen."""
     labels = torch.tensor([example.harmful for example in examples])
     trigger = fit_logistic(features, labels, l2=l2)
     scores = trigger.score(features).clone()
