@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from neurontune_peft.training import MetaConfig as MetaConfig
     from neurontune_peft.training import TriggerFit as TriggerFit
     from neurontune_peft.training import fit_trigger as fit_trigger
+    from neurontune_peft.training import for_flagged_requests as for_flagged_requests
     from neurontune_peft.training import meta_train as meta_train
     from neurontune_peft.tuner.files import AdapterFile as AdapterFile
     from neurontune_peft.tuner.requests import trigger_log as trigger_log
@@ -60,6 +61,7 @@ _LAZY = {
     "evaluate": "evaluation",
     "find_sites": "sites",
     "fit_trigger": "training",
+    "for_flagged_requests": "training",
     "format_judge": "judges",
     "meta_train": "training",
     "select": "selection",
