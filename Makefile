@@ -14,7 +14,7 @@ BENCHMARKS := overhead attribution methods meta trigger controls
 
 demo: $(RUNTIME)  ## Tune the bundled chat model and show the effect on attacks it was not tuned on.
 	rm -rf demo-out
-	$(BIN)/neurontune tune examples/demo_model/model --output demo-out
+	$(BIN)/neurontune tune examples/demo_model/model --counts safety=0.1 --output demo-out
 
 test: $(DEVELOPMENT)  ## Run the test suite.
 	$(BIN)/python -m pytest --numprocesses auto
