@@ -79,6 +79,7 @@ class NeuronTuneLayer(Scaling, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self.width = width  # number of neurons that the module has in all
         self._unchecked: set[str] = set()
+        self._turned: set[str] = set()  # adapters with a dial that was touched
         self._before_merge: dict[str, Tensor] | None = None
         self._union: tuple[tuple[Any, ...], list[Tensor], Tensor, Tensor] | None = None
 
@@ -182,6 +183,7 @@ class NeuronTuneLayer(Scaling, BaseTunerLayer):
         """
         dial = replace(self.dials[adapter_name][role], **setting)
         self.dials[adapter_name][role] = dial
+        self._turned.add(adapter_name)
         part = self.roles[adapter_name][role]
         rank = self.neurontune_rank[adapter_name][part]
         acts = torch.ones_like(rank) if dial.count is None else rank < dial.count

@@ -23,6 +23,7 @@ class Scaling:
     merged: bool
     active_adapters: list[str]
     _unchecked: set[str]
+    _turned: set[str]
     _union: tuple[tuple[Any, ...], list[Tensor], Tensor, Tensor] | None
 
     def check_loaded(self) -> None:
@@ -34,7 +35,10 @@ class Scaling:
 
     def change_of(self, adapter_name: str) -> Tensor:
         """Effective scales - 1, shape `(k,)`; bfloat16 cannot tell a scale of 1.003 from 1, so float32 or wider."""
-        change = self.neurontune_strength[adapter_name] * self.neurontune_delta[adapter_name]
+        change = self.neurontune_delta[adapter_name]
+        # A graph must hold for every strength; otherwise a dial that was never turned costs no multiplication.
+        if adapter_name in self._turned or torch.compiler.is_compiling():
+            change = self.neurontune_strength[adapter_name] * change
         return change.to(torch.promote_types(change.dtype, torch.float32))
 
     def scale_neurons(self, hidden: Tensor, adapter_names: list[str]) -> Tensor:
