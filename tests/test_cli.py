@@ -112,6 +112,7 @@ def test_inspect_shows_counts_scales_and_provenance_without_a_model(tuned_dir, c
     assert "role safety: 6 neurons" in shown
     assert "model.layers.0.mlp.down_proj" in shown or "model.layers.1.mlp.down_proj" in shown
     assert '"prompt_set"' in shown
+    assert "static: every request at strength 1" in shown
     assert main(["inspect", str(tuned_dir), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["size_bytes"] == (tuned_dir / "adapter_model.safetensors").stat().st_size

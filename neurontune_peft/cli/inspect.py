@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from neurontune_peft.tuner import NeuronTuneConfig
 from neurontune_peft.tuner.files import AdapterFile
 
 
@@ -61,6 +62,16 @@ def as_dict(file: AdapterFile) -> dict[str, Any]:
     }
 
 
+def modulation_text(config: NeuronTuneConfig) -> str:
+    """How the strength of a request is decided."""
+    if config.modulation == "static":
+        return "static: every request at strength 1"
+    rule = f"{config.trigger_gate} at {config.trigger_threshold:.3f}"
+    again = f", looked at again every {config.recheck_every} tokens" if config.recheck_every else ""
+    strengths = f"strength {config.strength_on:g} for requests that trigger ({rule}), else {config.strength_off:g}"
+    return f"dynamic: {strengths}{again}"
+
+
 def as_text(file: AdapterFile, *, top: int) -> str:
     """The same for people: counts per site and role, the spread of scales, the top neurons, provenance."""
     config, total = file.config, sum(file.neurons.widths.values())
@@ -69,6 +80,7 @@ def as_text(file: AdapterFile, *, top: int) -> str:
         f"base model   {config.base_model_name_or_path} (weights {config.base_model_fingerprint or 'unknown':.12})",
         f"neurons      {file.neurons.total:,} of {total:,} at {len(file.neurons.sites)} sites "
         f"({config.neuron_side} side)",
+        f"modulation   {modulation_text(config)}",
     ]
     for role in file.neurons.roles:
         scales = torch.cat([1 + delta.float() for delta in file.deltas[role].values()])
