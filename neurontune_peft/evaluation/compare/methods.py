@@ -90,7 +90,9 @@ def scaled(
             options = config if order is None else _in_order(config, order)
             if dynamic:
                 strong = for_flagged_requests()
-                options = replace(options, utility_weight=strong.utility_weight, bounds=strong.bounds)
+                options = replace(
+                    options, utility_weight=strong.utility_weight, bounds=strong.bounds, signed=strong.signed
+                )
             yield model, meta_train(model, bench.tokenizer, bench.prompts, options, chat_template=bench.chat_template)
 
     with bench.trained(name, seed, train, rate=bench.config.lr, tries=tries) as made:
