@@ -181,7 +181,7 @@ def for_flagged_requests() -> MetaConfig:
     """
     Options for scales that act on flagged requests alone, by a trigger (*ours*, chosen on the testbed).
 
-    They may be strong and of either sign, as they cost only what is asked of the flagged requests. Static scales act on
-    harmless requests too, and need the default `utility_weight`.
+    They may be strong and of either sign, as they cost only what is asked of the flagged requests. Static scales act
+    on harmless requests too, and need the default `utility_weight`.
     """
     return MetaConfig(utility_weight=0.1, bounds={"safety": (0.0, 4.0), "utility": (-0.5, 0.0)}, signed=True)
