@@ -66,7 +66,7 @@ def test_a_trigger_that_separates_nothing_leaves_the_adapter_static_and_says_so(
 
 
 def test_too_few_requests_are_refused():
-    with pytest.raises(ValueError, match=r"got 1 harmful and 1 harmless train .*; expected at least 10 and 25"):
+    with pytest.raises(ValueError, match=r"got 1 harmful and 1 harmless train .*; expected at least 10 and 10"):
         fit_trigger(attached(), tiny_tokenizer(), tiny_prompt_set())
 
 

@@ -37,7 +37,7 @@ class Scaling:
         """Effective scales - 1, shape `(k,)`; bfloat16 cannot tell a scale of 1.003 from 1, so float32 or wider."""
         change = self.neurontune_delta[adapter_name]
         # A graph must hold for every strength; otherwise a dial that was never turned costs no multiplication.
-        if adapter_name in self._turned or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or adapter_name in self._turned:
             change = self.neurontune_strength[adapter_name] * change
         return change.to(torch.promote_types(change.dtype, torch.float32))
 
