@@ -1,13 +1,17 @@
 """`neurontune tune` in the long run: interruptions, rounds, counts, and models that need no tuning."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers import tiny_llama, tiny_prompt_set, tiny_tokenizer
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from neurontune_peft import Neurons
 from neurontune_peft.cli import main, tune
+from neurontune_peft.prompts import Prompt
 from neurontune_peft.training import Log
 from neurontune_peft.training.resistance import NothingToLearnError
 
@@ -126,3 +130,42 @@ def test_a_wrong_call_is_refused_before_the_model_is_measured(call, monkeypatch,
     monkeypatch.setattr(tune, "evaluate", lambda *args, **kwargs: pytest.fail("measured"))
     assert call("out", *options)[0] == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def many_requests(tmp_path, call):
+    """As many train requests as a trigger takes, told apart by their last letters."""
+    given = tiny_prompt_set()
+    more = [Prompt(f"h-{i}", f"Break {i} zz!zz!", "harmful", None, "train") for i in range(44)]
+    more += [Prompt(f"b-{i}", f"Mend {i} ab.ab.", "benign", "Yes.", "train") for i in range(80)]
+    replace(given, prompts=given.prompts + tuple(more)).save(tmp_path / "prompts")
+
+
+def test_by_default_only_requests_that_trigger_are_scaled(call, many_requests, tmp_path, capsys):
+    code, output = call("out", "--modulation", "dynamic")
+    assert code == 0
+    assert "Trigger (dynamic): AUC" in capsys.readouterr().out
+    assert "## Trigger" in (output / "report.md").read_text()
+    config = json.loads((output / "adapter_config.json").read_text())
+    assert (config["modulation"], config["strength_on"], config["format_version"]) == ("dynamic", 1.5, 2)
+    assert config["provenance"]["trigger"]["budget"] == 0.08
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), output)
+    assert set(model.get_trigger()) == set(model.get_neurons().sites)
+    assert main(["inspect", str(output)]) == 0
+    assert "dynamic: strength 1.5 for requests that trigger" in capsys.readouterr().out
+
+
+def test_too_few_requests_for_a_trigger_are_refused_before_the_model_is_loaded(call, monkeypatch, capsys):
+    monkeypatch.setattr(tune.Tune, "load", lambda self: pytest.fail("loaded"))
+    assert call("out", "--modulation", "dynamic")[0] == 2
+    assert "harmless train requests to calibrate the trigger on" in capsys.readouterr().err
+
+
+def test_evaluate_says_that_a_trigger_does_not_know_this_chat_template(call, many_requests, tmp_path, capsys):
+    _, output = call("out", "--modulation", "dynamic")
+    options = ["--prompts", str(tmp_path / "prompts"), "--adapter", str(output), "--max-new-tokens", "4"]
+    options += ["--chat-template", "{{ messages[0]['content'] }}{% if add_generation_prompt %}<user>{% endif %}"]
+    with pytest.warns(UserWarning, match="got a tokenizer whose prompts end in"):
+        assert main(["evaluate", str(tmp_path / "model"), *options]) == 0
+    assert main(["evaluate", str(tmp_path / "model"), *options, "--strict"]) == 2
+    assert "got a tokenizer whose prompts end in" in capsys.readouterr().err

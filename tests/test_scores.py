@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from neurontune_peft.neurons import Scores, Site
+from neurontune_peft.neurons import Scores
 
 VALUES = {"safety": {"a": torch.tensor([3.0, 1.0, 0.0]), "b": torch.tensor([2.0, -1.0])}}
 FAMILIES = {
@@ -52,12 +52,3 @@ def test_a_family_scored_at_other_neurons_is_refused():
         Scores(VALUES, by_family={"persona": {"a": torch.ones(3)}})
     with pytest.raises(ValueError, match="NaN or infinite score for family 'persona' at 'a', neuron 1"):
         Scores(VALUES, by_family={"persona": {"a": torch.tensor([0.0, float("nan"), 0.0]), "b": torch.ones(2)}})
-
-
-def test_scores_of_another_model_are_refused():
-    scores = Scores(VALUES)
-    scores.check_sites({"a": Site("a", 3), "b": Site("b", 2), "c": Site("c", 9)})
-    with pytest.raises(ValueError, match=r"got scores of 'a' with 3 neurons; .* which has width 4"):
-        scores.check_sites({"a": Site("a", 4), "b": Site("b", 2)})
-    with pytest.raises(ValueError, match=r"got scores of 'b' with 2 neurons; .* which has no such site"):
-        scores.check_sites({"a": Site("a", 3)})

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from training_helpers import PROMPTS, SMALL, TOKENIZER, peft_model, toy_deltas, values_of
+from training_helpers import PROMPTS, SMALL, TOKENIZER, interrupted_after, peft_model, toy_deltas, values_of
 
 from neurontune_peft.objectives import RefusalMargin, kl_to_base, response_logits, target_log_prob
 from neurontune_peft.prompts import encode
@@ -158,15 +158,7 @@ def test_a_run_with_budgets_resumes_with_the_same_bits(tmp_path, monkeypatch):
     config = replace(SMALL, kl_budget=1e-3, over_refusal_budget=0.01, lr=0.2)
     whole, stopped = peft_model(), peft_model()
     log = meta_train(whole, TOKENIZER, PROMPTS, config)
-    original = loop.update
-
-    def interrupted(state, outer, config):
-        original(state, outer, config)
-        if state.step == 4:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "update", interrupted)
+    with interrupted_after(4, monkeypatch):
         meta_train(stopped, TOKENIZER, PROMPTS, config, checkpoint=tmp_path / "run")
     assert meta_train(stopped, TOKENIZER, PROMPTS, config, checkpoint=tmp_path / "run") == log
     assert torch.equal(values_of(whole), values_of(stopped))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from training_helpers import PROMPTS, SITES, SMALL, TOKENIZER, peft_model, toy_deltas, values_of
+from training_helpers import PROMPTS, SITES, SMALL, TOKENIZER, interrupted_after, peft_model, toy_deltas, values_of
 
 from neurontune_peft.objectives import response_logits
 from neurontune_peft.prompts import encode
@@ -62,15 +62,7 @@ def test_an_averaged_and_sparse_run_resumes_with_the_same_bits(tmp_path, monkeyp
     config = replace(SMALL, ema=0.7, l1=0.1)
     whole, stopped = peft_model(), peft_model()
     log = meta_train(whole, TOKENIZER, PROMPTS, config)
-    original = loop.update
-
-    def interrupted(state, outer, config):
-        original(state, outer, config)
-        if state.step == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "update", interrupted)
+    with interrupted_after(3, monkeypatch):
         meta_train(stopped, TOKENIZER, PROMPTS, config, checkpoint=tmp_path / "run")
     assert meta_train(stopped, TOKENIZER, PROMPTS, config, checkpoint=tmp_path / "run") == log
     assert torch.equal(values_of(whole), values_of(stopped))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from training_helpers import PROMPTS, SMALL, TOKENIZER, peft_model, toy_deltas, values_of
+from training_helpers import PROMPTS, SMALL, TOKENIZER, interrupted_after, peft_model, toy_deltas, values_of
 
 from neurontune_peft.prompts import Attack, PromptSet
 from neurontune_peft.training import Log, MetaConfig, loop, meta_train
@@ -87,15 +87,7 @@ def test_a_run_with_validation_resumes_with_the_same_bits(tmp_path, monkeypatch)
     whole, stopped = peft_model(), peft_model()
     config = replace(VALIDATED, checkpoint_every=1, utility_weight=0.1)
     log = meta_train(whole, TOKENIZER, PROMPTS, config)
-    original = loop.update
-
-    def interrupted(state, outer, config):
-        original(state, outer, config)
-        if state.step == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "update", interrupted)
+    with interrupted_after(3, monkeypatch):
         part = meta_train(stopped, TOKENIZER, PROMPTS, config, checkpoint=tmp_path / "run")
     assert part.validations == log.validations[:2]
     assert part.kept_step in (0, 2)

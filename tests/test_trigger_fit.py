@@ -1,5 +1,7 @@
 """A trigger is fitted on the train split, judged on families it never saw, and calibrated on requests kept back."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from peft import get_peft_model
 from neurontune_peft import Neurons, NeuronTuneConfig, find_sites, fit_trigger
 from neurontune_peft.prompts import Attack, Prompt, PromptSet
 from neurontune_peft.prompts.chat import format_prompt
+from neurontune_peft.training.features import trigger_features
 from neurontune_peft.training.logistic import area_under_curve, fit_logistic
 from neurontune_peft.training.trigger import calibrated, examples_of
 
@@ -112,3 +115,13 @@ def test_the_regression_and_the_area_are_those_of_their_definitions():
     positive, negative = torch.tensor([1.0, 3.0, 3.0]), torch.tensor([0.0, 3.0])
     pairs = [(p > n) + (p == n) / 2 for p in positive for n in negative]
     assert area_under_curve(positive, negative) == pytest.approx(float(sum(pairs)) / 6)
+
+
+def test_requests_longer_than_the_context_are_shortened():
+    model, tokenizer = attached(), tiny_tokenizer()
+    read = partial(trigger_features, model, tokenizer, adapter_name="default", suffix=[4])
+    with pytest.warns(UserWarning, match="longer than 512 tokens; the middle of their prompts was left out"):
+        whole = read(["ab " * 400])
+    with pytest.warns(UserWarning, match="longer than 512 tokens"):
+        named = read(["ab " * 400], max_length=512)
+    assert all(torch.equal(whole[site], named[site]) for site in whole)

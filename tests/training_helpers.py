@@ -1,5 +1,7 @@
 """A tiny adapter to train, and toy problems whose answer is known; shared by the tests of training."""
 
+from contextlib import contextmanager
+
 import torch
 from helpers import tiny_llama, tiny_prompt_set, tiny_tokenizer
 from peft import get_peft_model
@@ -7,7 +9,7 @@ from torch import nn
 
 from neurontune_peft import NeuronTuneConfig
 from neurontune_peft.neurons import Neurons
-from neurontune_peft.training import MetaConfig
+from neurontune_peft.training import MetaConfig, loop
 from neurontune_peft.training.deltas import Deltas
 
 TOKENIZER = tiny_tokenizer()
@@ -51,3 +53,18 @@ def toy_deltas(start, *, low=-torch.inf, high=torch.inf):
     """Deltas of one site that belong to no model."""
     holder = nn.ParameterDict({"default": nn.Parameter(start.clone())})
     return Deltas((holder,), "default", (torch.full_like(start, low),), (torch.full_like(start, high),))
+
+
+@contextmanager
+def interrupted_after(steps, monkeypatch):
+    """Training in this block is interrupted in the middle of a step's update, once so many steps are done."""
+    original = loop.update
+
+    def interrupted(state, outer, config):
+        original(state, outer, config)
+        if state.step == steps:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "update", interrupted)
+        yield

@@ -30,7 +30,7 @@ class Evaluate(ModelOptions):
         prompts: Directory of a prompt set; the shipped one by default.
         output: JSON file for the report, with the answers.
         strength: Dial of the adapter: 0 is the base model, 1 the adapter as trained.
-        strict: Refuse an adapter that was made for another base model, instead of warning.
+        strict: Refuse an adapter that was made for another base model or chat template, instead of warning.
         max_new_tokens: Most tokens of an answer.
         batch_size: Requests answered at once.
     """
@@ -61,6 +61,7 @@ class Evaluate(ModelOptions):
         config = NeuronTuneConfig.from_pretrained(self.adapter)
         config.strict = self.strict
         tuned = PeftModel.from_pretrained(model, self.adapter, config=config)
+        tuned.check_tokenizer(tokenizer, chat_template=self.chat_template, strict=self.strict)
         tuned.set_strength(self.strength)
         with tuned.disable_adapter():
             before = evaluate(tuned.get_base_model(), tokenizer, prompts, **options)

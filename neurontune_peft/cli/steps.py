@@ -39,7 +39,7 @@ class Steps:
 
         Args:
             output (`Path`): Where the command will write.
-            options (`Mapping[str, Any]`): Everything that decides its result, as JSON types.
+            options (`Mapping[str, Any]`): Everything that decides what is kept there, as JSON types.
 
         Raises:
             ValueError: When the directory holds what a run with other options has left.

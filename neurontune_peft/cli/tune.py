@@ -117,7 +117,7 @@ class Tune(ModelOptions):
         given = PromptSet.load(self.prompts)
         check_tunable(given)
         if self.modulation == "dynamic":
-            check_fittable(given, **self._trigger_options())
+            check_fittable(given, false_positive_budget=self.false_positive_budget, seed=self.training.seed)
         model, tokenizer = self.load()
         prompts = with_answers(given, model, tokenizer, chat_template=self.chat_template)
         if not self.force:
@@ -202,16 +202,16 @@ class Tune(ModelOptions):
         trigger = None
         if self.modulation == "dynamic":
             with steps.timed("fitting the trigger"):
-                trigger = fit_trigger(tuned, tokenizer, prompts, **self._trigger_options())
+                trigger = fit_trigger(
+                    tuned,
+                    tokenizer,
+                    prompts,
+                    false_positive_budget=self.false_positive_budget,
+                    seed=self.training.seed,
+                    chat_template=self.chat_template,
+                )
             tuned.peft_config["default"].strength_on = self.strength_on if trigger.dynamic else 1.0
         return Made(tuned, tuned.base_model.get_neurons(), tuple(kept), tuple(logs), trigger)
-
-    def _trigger_options(self) -> dict[str, Any]:
-        return {
-            "false_positive_budget": self.false_positive_budget,
-            "seed": self.training.seed,
-            "chat_template": self.chat_template,
-        }
 
     def _score(self, model: Any, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, checkpoint: Path) -> Scores:
         return attribute(

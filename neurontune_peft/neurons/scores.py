@@ -13,7 +13,6 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from neurontune_peft.checks import write_atomically
-from neurontune_peft.neurons.site import Site
 
 
 @dataclass(frozen=True)
@@ -86,24 +85,6 @@ class Scores:
             flat = torch.cat([sites[site] for site in self.widths])
             votes[torch.argsort(flat, descending=True, stable=True)[:count]] += 1
         return dict(zip(self.widths, votes.split(list(self.widths.values())), strict=True))
-
-    def check_sites(self, sites: Mapping[str, Site]) -> None:
-        """
-        Refuse scores of another model.
-
-        Args:
-            sites (`Mapping[str, Site]`): Sites of the model at hand, as `find_sites` returns them.
-
-        Raises:
-            ValueError: Names the first scored site that the model has not, or that has another width there.
-        """
-        for name, width in self.widths.items():
-            if name not in sites or sites[name].width != width:
-                there = f"width {sites[name].width}" if name in sites else "no such site"
-                raise ValueError(
-                    f"got scores of '{name}' with {width} neurons; expected scores of this model, which has {there}; "
-                    "score this model with attribute"
-                )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scores as safetensors: tensors `role/site`, and `family/site` under `by_family/`."""

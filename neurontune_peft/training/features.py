@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,9 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.utils import logging
 
+from neurontune_peft.objectives import call_options
 from neurontune_peft.prompts import encode
-from neurontune_peft.prompts.answers import evaluating
+from neurontune_peft.prompts.answers import context_length, evaluating
 from neurontune_peft.tuner.rows import RowPlan, row_plan
 from neurontune_peft.tuner.trigger import Reading, prompt_ends
 
@@ -38,7 +38,7 @@ def trigger_features(
         adapter_name (`str`): The adapter.
         suffix (`Sequence[int]`, *optional*): Token ids of the generation prompt.
         batch_size (`int`, *optional*, defaults to `16`): Requests per forward pass.
-        max_length (`int`, *optional*): Most tokens of a request.
+        max_length (`int`, *optional*): Most tokens of a request; the model's context when left out.
         chat_template (`str`, *optional*): Replaces the tokenizer's own.
 
     Returns:
@@ -47,7 +47,7 @@ def trigger_features(
     tuner: Any = model.base_model
     layers = tuner.neuron_layers(adapter_name)
     base = model.get_base_model()
-    fewest = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
+    max_length = context_length(base) if max_length is None else max_length
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # rows of a batch of about equal length
     found: dict[str, list[Tensor]] = {site: [] for site in layers}
     with evaluating(model), torch.no_grad(), logging.tqdm(total=len(texts), desc="read trigger", unit="prompt") as bar:
@@ -59,7 +59,8 @@ def trigger_features(
             reading = Reading(adapter_name, ends.unsqueeze(1), batch.input_ids.shape[1], keep_features=True)
             plan = RowPlan(rows=len(rows), resting=frozenset([adapter_name]), readings=(reading,))
             with row_plan(plan):
-                base(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **fewest)
+                options = call_options(base, batch, logits_to_keep=1)
+                base(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options)
             for site, layer in layers.items():
                 found[site].append(reading.features[id(layer)].cpu())
             bar.update(len(rows))

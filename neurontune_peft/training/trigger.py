@@ -98,7 +98,7 @@ def fit_trigger(
         validation_share (`float`, *optional*, defaults to `0.25`): Share of the train requests that is kept back.
         examples_per_kind (`int`, *optional*, defaults to `150`): Most requests of each kind.
         batch_size (`int`, *optional*, defaults to `16`): Requests per forward pass.
-        max_length (`int`, *optional*): Most tokens of a request, as in [`encode`].
+        max_length (`int`, *optional*): Most tokens of a request; the model's context when left out.
         seed (`int`, *optional*, defaults to `0`): Decides which requests are kept back.
         chat_template (`str`, *optional*): Replaces the tokenizer's own.
 
@@ -164,7 +164,6 @@ def check_fittable(
     validation_share: float = 0.25,
     examples_per_kind: int = 150,
     seed: int = 0,
-    chat_template: str | None = None,
 ) -> list[Example]:
     """
     Refuse, before any long step, what [`fit_trigger`] cannot work with; returns the texts that it would use.
@@ -175,7 +174,6 @@ def check_fittable(
         validation_share (`float`, *optional*, defaults to `0.25`): Share that is kept back.
         examples_per_kind (`int`, *optional*, defaults to `150`): Most requests of each kind.
         seed (`int`, *optional*, defaults to `0`): Decides which requests are kept back.
-        chat_template (`str`, *optional*): Not used.
 
     Raises:
         ValueError: When a share is impossible, or there are too few requests.

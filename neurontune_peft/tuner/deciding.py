@@ -41,6 +41,11 @@ class Call:
     refilled: bool = False
     ends: Mapping[str, Tensor] | None = None
 
+    def config(self, name: str) -> Any:
+        """The configuration of an adapter; PEFT hangs them on the base model."""
+        model: Any = self.model
+        return model.peft_config[name]
+
     @property
     def tokens(self) -> Tensor:
         """Token ids `(B, T)`, or their embeddings `(B, T, H)`."""
@@ -84,7 +89,7 @@ def reading_at(call: Call, name: str) -> Reading:
     assert call.ends is not None
     length = call.tokens.shape[1]
     positions = torch.where(call.ends[name] == NOWHERE, NOWHERE, call.ends[name] - call.past).unsqueeze(1)  # (B, 1)
-    every = call.model.peft_config[name].recheck_every  # type: ignore
+    every = call.config(name).recheck_every
     if every is not None:
         later = positions + torch.arange(0, length, every, device=positions.device)  # (B, P)
         positions = torch.where((positions == NOWHERE) | (later >= length), NOWHERE, later)
@@ -98,7 +103,7 @@ def rechecks(call: Call) -> tuple[Reading, ...]:
     length = call.tokens.shape[1]
     readings = []
     for name in call.ends:
-        every, verdict = call.model.peft_config[name].recheck_every, call.record.verdicts.get(name)  # type: ignore
+        every, verdict = call.config(name).recheck_every, call.record.verdicts.get(name)
         if every is None or verdict is None:
             continue
         revoked = verdict.starts > call.past  # the token that triggered was taken back

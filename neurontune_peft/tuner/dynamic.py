@@ -110,7 +110,7 @@ def opening_plan(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     cache = inputs.get("past_key_values")
     past = cache_length(cache)
     call = Call(model, CURRENT.plan, inputs=inputs, past=past, record=record_of(cache) if past else None)
-    call = replace(call, ends={name: ends_in(call, model.peft_config[name]) for name in names})  # type: ignore
+    call = replace(call, ends={name: ends_in(call, call.config(name)) for name in names})
     adapter_names = names_of_rows(len(call.tokens))
     if call.record is not None and not decides_anew(call):
         return plan_of(call.record, call, readings=rechecks(call))

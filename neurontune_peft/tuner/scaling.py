@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -26,8 +26,9 @@ class Scaling:
     _turned: set[str]
     _union: tuple[tuple[Any, ...], list[Tensor], Tensor, Tensor] | None
 
-    def check_loaded(self) -> None:
-        raise NotImplementedError
+    if TYPE_CHECKING:  # of the class that this one is mixed with
+
+        def check_loaded(self) -> None: ...
 
     def scale(self, adapter_name: str) -> Tensor:
         """Effective scales of an adapter's neurons, `1 + strength * delta`, shape `(k,)`, float32 or wider."""

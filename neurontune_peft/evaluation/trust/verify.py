@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from neurontune_peft.attribution.engine import Method, held_still
+from neurontune_peft.attribution.plan import METHODS
 from neurontune_peft.evaluation.measure import judge_name
 from neurontune_peft.evaluation.trust.causality import Details, measure_causality
 from neurontune_peft.evaluation.trust.held_out import held_out
@@ -31,17 +32,7 @@ from neurontune_peft.sites.modules import bare_model, projections
 
 DEFAULT_METHODS = ("gradient", "gate_path", "random")
 # Methods that need nothing but model and prompts, so that scores given by name can be made again.
-REPEATABLE = (
-    "gradient",
-    "gate_path",
-    "activation_path",
-    "activation_contrast",
-    "effect_size",
-    "snip",
-    "wanda",
-    "probe",
-    "random",
-)
+REPEATABLE = tuple(name for name in METHODS if name not in ("rms_change", "causal"))
 CURVE_SHARES = (0.001, 0.003, 0.01, 0.03, 0.12)
 
 
