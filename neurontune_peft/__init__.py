@@ -4,12 +4,10 @@ Neuron-level safety tuning for causal language models, as a PEFT method.
 Importing this package registers the method `NEURONTUNE` with PEFT. Everything else is loaded when it is first used.
 """
 
+import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
-
-from neurontune_peft.tuner import NeuronTuneConfig, NeuronTuneModel
-from neurontune_peft.tuner._register import register
 
 if TYPE_CHECKING:
     from neurontune_peft.attribution import attribute as attribute
@@ -33,6 +31,8 @@ if TYPE_CHECKING:
     from neurontune_peft.training import fit_trigger as fit_trigger
     from neurontune_peft.training import for_flagged_requests as for_flagged_requests
     from neurontune_peft.training import meta_train as meta_train
+    from neurontune_peft.tuner import NeuronTuneConfig as NeuronTuneConfig
+    from neurontune_peft.tuner import NeuronTuneModel as NeuronTuneModel
     from neurontune_peft.tuner.files import AdapterFile as AdapterFile
     from neurontune_peft.tuner.requests import trigger_log as trigger_log
 
@@ -41,13 +41,13 @@ try:
 except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+unknown"
 
-register()
-
 # Public name to the module that defines it.
 _LAZY = {
     "AdapterFile": "tuner.files",
     "Comparison": "evaluation.compare",
     "MetaConfig": "training",
+    "NeuronTuneConfig": "tuner",
+    "NeuronTuneModel": "tuner",
     "Neurons": "neurons",
     "PromptSet": "prompts",
     "Report": "evaluation",
@@ -70,7 +70,7 @@ _LAZY = {
     "trigger_log": "tuner.requests",
 }
 
-__all__ = ["NeuronTuneConfig", "NeuronTuneModel", *_LAZY]
+__all__ = [*_LAZY]
 
 
 def __getattr__(name: str) -> Any:
@@ -81,3 +81,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_LAZY])
+
+
+def _is_program() -> bool:
+    """Whether this process is `neurontune` or `python -m neurontune_peft`, which show help without loading torch."""
+    looking = sys.argv[:1] == ["-m"]  # so it is while Python looks for the module that it shall run
+    by_module = looking and ("-m", __name__) in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
+    return by_module or "neurontune_command" in sys.modules
+
+
+if not _is_program():
+    import_module(f"{__name__}.tuner")  # registers the method; a program's command imports it when it needs it

@@ -1,4 +1,4 @@
-"""The command line: `neurontune tune | evaluate | inspect | sites`."""
+"""The command line: `neurontune COMMAND …`, one module per command. Importing it loads no command and no torch."""
 
 from neurontune_peft.cli.main import main
 

@@ -1,0 +1,183 @@
+"""From the words of a call to a command that runs: what all commands have in common is done here, once."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Protocol, Union, runtime_checkable
+
+import tyro
+
+from neurontune_peft.cli import config_files, estimate
+
+PROGRAM = "neurontune"
+# Option names stand alone: `--steps`, not `--command.training.steps`.
+GRAMMAR = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
+# Options of every command that has no field of that name: name, type, help.
+COMMON: tuple[tuple[str, Any, str], ...] = (
+    ("config", Path | None, "YAML file with options of this command, such as a run.yaml; what is given here wins."),
+    ("json", bool, "Print one JSON object for machines; what is meant for people goes to stderr."),
+    ("dry_run", bool, "Estimate time and memory from two batches, and write nothing."),
+)
+
+
+class Call(NamedTuple):
+    """A command with its options, and the common options beside it."""
+
+    name: str
+    command: Any
+    json: bool
+    dry_run: bool
+
+
+@runtime_checkable
+class Result(Protocol):
+    """What a command may return: a value that knows itself as JSON types."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The value as JSON types."""
+
+
+def run(name: str, command: type, words: Sequence[str]) -> int:
+    """
+    Parse the words that follow a command's name, and run it.
+
+    Args:
+        name (`str`): The command as the user wrote it.
+        command (`type`): Its dataclass; its method `run` prints the result and may return a mapping or a [`Result`].
+        words (`Sequence[str]`): What followed the name.
+
+    Returns:
+        `int`: Exit code.
+
+    Raises:
+        ValueError: When an option is wrong.
+        SystemExit: As the parser or the command says.
+    """
+    call = parse(name, command, words)
+    if call.dry_run:
+        work: Callable[[], Any] = lambda: _estimated(call)  # noqa: E731 - one line, as the method beside it
+    else:
+        work = call.command.run
+    code = _run_for_machines(call, work) if call.json else _run_for_people(work)
+    if not call.dry_run and code < 2:
+        config_files.write_beside(call.name, call.command)
+    if code:
+        raise SystemExit(code)
+    return code
+
+
+def parse(name: str, command: type, words: Sequence[str]) -> Call:
+    """
+    Options from the command line and, where `--config` names a file, from there.
+
+    Raises:
+        ValueError: When the file is wrong.
+        SystemExit: When a word is unknown, and after help.
+    """
+    wrapper, common = _wrapped(name, command)
+    text = inspect.getdoc(command) or ""
+    options: dict[str, Any] = {
+        "prog": f"{PROGRAM} {name}",
+        "description": text.split("Example: ")[0].split("Args:")[0],
+    }
+    file = _value_of("--config", words) if "config" in common else None
+    if file is not None:
+        options["default"] = wrapper(command=config_files.read(Path(file), name, command))
+    try:
+        parsed: Any = tyro.cli(wrapper, args=words, config=GRAMMAR, **options)
+    except SystemExit as end:
+        if not end.code and "Example: " in text:
+            print(f"Example: {text.split('Example: ')[1].split('Args:')[0].strip()}")
+        raise
+    given = {option: getattr(parsed, option) for option in common}
+    return Call(name, parsed.command, given.get("json", False), given.get("dry_run", False))
+
+
+def complete(commands: Mapping[str, type], words: Sequence[str]) -> None:
+    """
+    Print or write the completion of a shell for all commands.
+
+    Args:
+        commands (`Mapping[str, type]`): Words of a command to its dataclass.
+        words (`Sequence[str]`): tyro's option and its values.
+    """
+    kinds = [Annotated[_wrapped(name, kind)[0], tyro.conf.subcommand(name)] for name, kind in commands.items()]
+    tyro.cli(Union[tuple(kinds)], args=words, prog=PROGRAM, config=GRAMMAR)  # noqa: UP007 - made from a list
+
+
+def _wrapped(name: str, command: type) -> tuple[type, list[str]]:
+    """A class that holds the command and the common options that it has not itself, and the names of these."""
+    own = {one.name for one in fields(command)}
+    options: list[Any] = [("command", command)]
+    common = []
+    for option, kind, text in COMMON:
+        if option not in own and (option != "dry_run" or name in estimate.COMMANDS):
+            default = None if option == "config" else False
+            options.append((option, Annotated[kind, tyro.conf.arg(help=text)], field(default=default)))
+            common.append(option)
+    return make_dataclass("Options", options, frozen=True), common
+
+
+def _value_of(option: str, words: Sequence[str]) -> str | None:
+    """The last value that an option is given; the parser sees to what is wrong with it."""
+    found = None
+    for word, after in zip(words, [*words[1:], None], strict=True):
+        if word == option:
+            found = after
+        elif word.startswith(f"{option}="):
+            found = word.partition("=")[2]
+    return found
+
+
+def _estimated(call: Call) -> estimate.Estimate:
+    result = estimate.measure(call.name, call.command)
+    print(result)
+    return result
+
+
+def _run_for_people(work: Callable[[], Any]) -> int:
+    try:
+        work()
+    except SystemExit as end:
+        return _code(end)
+    return 0
+
+
+def _run_for_machines(call: Call, work: Callable[[], Any]) -> int:
+    """Print one JSON object on stdout, whatever the command prints; that goes to stderr."""
+    text, result, error, code = io.StringIO(), None, None, 0
+    try:
+        with contextlib.redirect_stdout(text):
+            result = work()
+    except SystemExit as end:
+        code = _code(end)
+    except (ValueError, OSError) as wrong:
+        code, error = 2, str(wrong)
+        print(f"{PROGRAM}: {wrong}", file=sys.stderr)
+    sys.stderr.write(text.getvalue())
+    shown: dict[str, Any] = {"command": call.name, "exit_code": code}
+    output = {one.name: getattr(call.command, one.name) for one in fields(call.command)}.get("output")
+    if error is not None:
+        shown["error"] = error
+    elif output is not None and not call.dry_run:
+        shown["output"] = str(output)
+    shown["result"] = result.as_dict() if isinstance(result, Result) else result
+    if result is None and error is None:
+        shown["text"] = text.getvalue()
+    print(json.dumps(shown, indent=1, ensure_ascii=False, default=str))
+    return code
+
+
+def _code(end: SystemExit) -> int:
+    """An exit code as a number; a text is a message, as in Python."""
+    if end.code is None or isinstance(end.code, int):
+        return end.code or 0
+    print(end.code, file=sys.stderr)
+    return 1
