@@ -52,8 +52,7 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_with_the_same_bytes(call, m
             raise KeyboardInterrupt
 
         patch.setattr(tune, step, interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            call("cut")
+        assert call("cut")[0] == 130
     done = {path.name for path in (whole.parent / ".cut.resume").iterdir()}
     assert "base.json" in done
     assert ("round-1.safetensors" in done) == (step != "attribute")
@@ -72,8 +71,7 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_with_the_same_bytes(call, m
 def test_what_another_run_left_is_not_mixed_in(call, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(tune, "meta_train", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            call("cut")
+        assert call("cut")[0] == 130
     code, output = call("cut", "--seed", "1")
     assert code == 2
     assert "left by an interrupted run with other options" in capsys.readouterr().err

@@ -9,16 +9,21 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, fields, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol, Union, runtime_checkable
 
 import tyro
 
-from neurontune_peft.cli import config_files, estimate
+from neurontune_peft.cli import config_files
 
 PROGRAM = "neurontune"
 # Option names stand alone: `--steps`, not `--command.training.steps`.
 GRAMMAR = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
+# Commands whose cost can be estimated, see `estimate.COMMANDS`.
+ESTIMATED = ("tune", "attribute", "evaluate", "compare")
+# A command with more options than this shows them without their texts, so that its help is read at all.
+SCREEN = 20
 # Options of every command that has no field of that name: name, type, help.
 COMMON: tuple[tuple[str, Any, str], ...] = (
     ("config", Path | None, "YAML file with options of this command, such as a run.yaml; what is given here wins."),
@@ -61,10 +66,7 @@ def run(name: str, command: type, words: Sequence[str]) -> int:
         SystemExit: As the parser or the command says.
     """
     call = parse(name, command, words)
-    if call.dry_run:
-        work: Callable[[], Any] = lambda: _estimated(call)  # noqa: E731 - one line, as the method beside it
-    else:
-        work = call.command.run
+    work: Callable[[], Any] = partial(_estimated, call) if call.dry_run else call.command.run
     code = _run_for_machines(call, work) if call.json else _run_for_people(work)
     if not call.dry_run and code < 2:
         config_files.write_beside(call.name, call.command)
@@ -81,23 +83,24 @@ def parse(name: str, command: type, words: Sequence[str]) -> Call:
         ValueError: When the file is wrong.
         SystemExit: When a word is unknown, and after help.
     """
-    wrapper, common = _wrapped(name, command)
-    text = inspect.getdoc(command) or ""
-    options: dict[str, Any] = {
-        "prog": f"{PROGRAM} {name}",
-        "description": text.split("Example: ")[0].split("Args:")[0],
-    }
+    extended, common = _extended(name, command)
+    text = (inspect.getdoc(command) or "").split("Args:")[0]
+    description, _, example = text.partition("Example: ")
+    options: dict[str, Any] = {"prog": f"{PROGRAM} {name}", "description": description}
     file = _value_of("--config", words) if "config" in common else None
     if file is not None:
-        options["default"] = wrapper(command=config_files.read(Path(file), name, command))
+        options["default"] = config_files.read(Path(file), name, command, extended)
+    short = len(config_files.flat(command)) > SCREEN
     try:
-        parsed: Any = tyro.cli(wrapper, args=words, config=GRAMMAR, **options)
+        parsed: Any = tyro.cli(extended, args=words, config=GRAMMAR, compact_help=short, **options)
     except SystemExit as end:
-        if not end.code and "Example: " in text:
-            print(f"Example: {text.split('Example: ')[1].split('Args:')[0].strip()}")
+        if not end.code and example:  # this was help
+            print(f"`{PROGRAM} {name} --help-verbose` explains each option.\n" if short else "", end="")
+            print(f"Example: {example.strip()}")
         raise
     given = {option: getattr(parsed, option) for option in common}
-    return Call(name, parsed.command, given.get("json", False), given.get("dry_run", False))
+    made = command(**{one.name: getattr(parsed, one.name) for one in fields(command) if one.init})
+    return Call(name, made, given.get("json", False), given.get("dry_run", False))
 
 
 def complete(commands: Mapping[str, type], words: Sequence[str]) -> None:
@@ -108,21 +111,20 @@ def complete(commands: Mapping[str, type], words: Sequence[str]) -> None:
         commands (`Mapping[str, type]`): Words of a command to its dataclass.
         words (`Sequence[str]`): tyro's option and its values.
     """
-    kinds = [Annotated[_wrapped(name, kind)[0], tyro.conf.subcommand(name)] for name, kind in commands.items()]
+    kinds = [Annotated[_extended(name, kind)[0], tyro.conf.subcommand(name)] for name, kind in commands.items()]
     tyro.cli(Union[tuple(kinds)], args=words, prog=PROGRAM, config=GRAMMAR)  # noqa: UP007 - made from a list
 
 
-def _wrapped(name: str, command: type) -> tuple[type, list[str]]:
-    """A class that holds the command and the common options that it has not itself, and the names of these."""
+def _extended(name: str, command: type) -> tuple[type, list[str]]:
+    """The command's class with the common options that it has not itself, and the names of these."""
     own = {one.name for one in fields(command)}
-    options: list[Any] = [("command", command)]
-    common = []
+    options: list[Any] = []
     for option, kind, text in COMMON:
-        if option not in own and (option != "dry_run" or name in estimate.COMMANDS):
+        if option not in own and (option != "dry_run" or name in ESTIMATED):
             default = None if option == "config" else False
-            options.append((option, Annotated[kind, tyro.conf.arg(help=text)], field(default=default)))
-            common.append(option)
-    return make_dataclass("Options", options, frozen=True), common
+            options.append((option, Annotated[kind, tyro.conf.arg(help=text)], field(default=default, kw_only=True)))
+    extended = make_dataclass("Options", options, bases=(command,), frozen=True)
+    return extended, [option for option, _, _ in options]
 
 
 def _value_of(option: str, words: Sequence[str]) -> str | None:
@@ -136,7 +138,9 @@ def _value_of(option: str, words: Sequence[str]) -> str | None:
     return found
 
 
-def _estimated(call: Call) -> estimate.Estimate:
+def _estimated(call: Call) -> Result:
+    from neurontune_peft.cli import estimate  # loads torch and the pipeline, which not every command needs
+
     result = estimate.measure(call.name, call.command)
     print(result)
     return result

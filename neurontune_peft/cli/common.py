@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,13 @@ import torch
 import tyro
 from huggingface_hub import constants
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from neurontune_peft.prompts import PromptSet, complete_responses
 from neurontune_peft.tuner.fingerprint import fingerprint
@@ -32,12 +39,14 @@ class ModelOptions:
         model: Directory or Hub name of a causal language model.
         dtype: Number type of the computation; "auto" is float32 on a CPU and the checkpoint's own elsewhere.
         device: Where to compute; by default a GPU when there is one.
+        quantize: Load the weights in 8 or 4 bits, by bitsandbytes.
         chat_template: Jinja template, or a file with one, in place of the tokenizer's own.
     """
 
     model: Annotated[str, tyro.conf.Positional]
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str | None = None
+    quantize: Literal["int8", "nf4"] | None = None
     chat_template: str | None = None
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -49,18 +58,36 @@ class ModelOptions:
         """
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         auto = "float32" if device == "cpu" else "auto"
+        options: dict[str, Any] = {"dtype": auto if self.dtype == "auto" else self.dtype}
+        if self.quantize is not None:  # such weights cannot be moved later
+            options |= {"quantization_config": quantization(self.quantize), "device_map": {"": device}}
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.model)
-            model = AutoModelForCausalLM.from_pretrained(
-                self.model, dtype=auto if self.dtype == "auto" else self.dtype
-            )
-            return model.to(device).eval(), tokenizer
+            model = AutoModelForCausalLM.from_pretrained(self.model, **options)
+            return (model if self.quantize else model.to(device)).eval(), tokenizer
         except (OSError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
                 f"got model '{self.model}' on '{device}' ({reason}); expected a directory or Hub name of a causal "
                 "language model, and a device of this machine; correct the name or the device"
             ) from error
+
+
+def quantization(kind: str) -> BitsAndBytesConfig:
+    """
+    How `--quantize` loads weights.
+
+    Args:
+        kind (`str`): `"int8"` or `"nf4"`.
+
+    Raises:
+        ValueError: When bitsandbytes is not installed.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(f"got quantize='{kind}'; expected bitsandbytes to be installed; pip install bitsandbytes")
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
 
 
 def with_answers(

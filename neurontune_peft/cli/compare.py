@@ -24,7 +24,7 @@ from neurontune_peft.training import MetaConfig
 logger = logging.get_logger(__name__)
 
 ROWS, RESULT, TABLES, PLOT = "rows.jsonl", "comparison.json", "comparison.md", "pareto.png"
-OWN = {ROWS, RESULT, TABLES, PLOT}
+OWN = {ROWS, RESULT, TABLES, PLOT, "run.yaml"}
 
 
 @dataclass(frozen=True)

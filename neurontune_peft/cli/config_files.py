@@ -1,8 +1,8 @@
 """
 Options in a YAML file: what `--config` reads, and the run.yaml that stands beside each output.
 
-A key is the name of an option as on the command line, with `_` or `-`. Paths are relative to the file, so that it means
-the same wherever it is read, and it holds neither absolute paths nor names of users.
+A key is the name of an option as on the command line, with `_` or `-`. Paths are relative to the file, so that it
+means the same wherever it is read, and it holds neither absolute paths nor names of users.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -26,7 +26,7 @@ MAX_BYTES = 1 << 20
 PLACES = {"model", "prompts", "adapter", "other", "chat_template"}
 
 
-def read(file: Path, name: str, command: type) -> Any:
+def read(file: Path, name: str, command: type, extended: type) -> Any:
     """
     Make a command from a file. Required options that are not in the file are left for the command line.
 
@@ -34,6 +34,7 @@ def read(file: Path, name: str, command: type) -> Any:
         file (`Path`): YAML file with one mapping.
         name (`str`): The command that it shall be for.
         command (`type`): Its dataclass.
+        extended (`type`): The same with further options that have defaults: what is made.
 
     Returns:
         The command, with `tyro.MISSING` in place of required options that are not there.
@@ -45,7 +46,7 @@ def read(file: Path, name: str, command: type) -> Any:
     meant = given.pop("command", name)
     if meant != name:
         raise ValueError(f"got {file}, made by '{meant}'; expected options of '{name}'; run neurontune {meant}")
-    known = _flat(command)
+    known = flat(command)
     values: dict[str, Any] = {}
     for key, value in given.items():
         option = str(key).replace("-", "_")
@@ -57,7 +58,7 @@ def read(file: Path, name: str, command: type) -> Any:
             values[option] = _converted(known[option], value, file.parent)
         except TypeError as error:
             raise ValueError(f"got {option}={value!r} in {file}; expected {error}; correct it") from None
-    return _made(command, values)
+    return _made(extended, values)
 
 
 def write_beside(name: str, command: Any) -> None:
@@ -103,11 +104,16 @@ def _hints(kind: type) -> dict[str, Any]:
     return {one.name: hints[one.name] for one in fields(kind) if one.init}
 
 
-def _flat(kind: type) -> dict[str, Any]:
-    """Option to type, with the fields of nested dataclasses beside those of the command, as on the command line."""
+def flat(kind: type) -> dict[str, Any]:
+    """
+    Option to type, with the fields of nested dataclasses beside those of the command, as on the command line.
+
+    Args:
+        kind (`type`): The dataclass.
+    """
     found: dict[str, Any] = {}
     for name, hint in _hints(kind).items():
-        found |= _flat(hint) if is_dataclass(hint) else {name: hint}
+        found |= flat(hint) if is_dataclass(hint) else {name: hint}
     return found
 
 
@@ -118,7 +124,7 @@ def _made(kind: type, values: Mapping[str, Any]) -> Any:
         if name in values:
             arguments[name] = values[name]
         elif is_dataclass(hint):
-            given = {option: values[option] for option in _flat(hint) if option in values}  # type: ignore[arg-type]
+            given = {option: values[option] for option in flat(hint) if option in values}  # type: ignore[arg-type]
             if given:
                 arguments[name] = replace(_default(kind, name), **given)
         elif _default(kind, name) is tyro.MISSING:
@@ -127,8 +133,6 @@ def _made(kind: type, values: Mapping[str, Any]) -> Any:
 
 
 def _default(kind: type, name: str) -> Any:
-    from dataclasses import MISSING
-
     one = next(one for one in fields(kind) if one.name == name)
     if one.default_factory is not MISSING:
         return one.default_factory()
@@ -230,7 +234,7 @@ def _plain(value: Any, directory: Path, *, place: bool) -> Any:
 
 
 def _portable(path: Path, directory: Path) -> str:
-    """A path as seen from a directory; `~` stands for the user's own directory when the way leads there from outside."""
+    """A path as seen from a directory; `~` stands for the user's own directory when the way enters it."""
     target, start, home = path.absolute(), directory.absolute(), Path.home()
     if target.is_relative_to(home) and not start.is_relative_to(home):
         return f"~/{target.relative_to(home).as_posix()}"

@@ -283,7 +283,7 @@ class Tune(ModelOptions):
         """How the adapter was made, without times, paths or names of machines: the same run writes the same bytes."""
         return {
             "prompt_set": prompts.fingerprint,
-            "attribution": dict(made.scores[0].metadata),
+            "attribution": dict(sorted(made.scores[0].metadata.items())),  # safetensors keeps no order
             "selection": {
                 "counts": parse_counts(self.counts),
                 "overlap": self.overlap,
