@@ -104,7 +104,7 @@ def _hints(kind: type) -> dict[str, Any]:
     return {one.name: hints[one.name] for one in fields(kind) if one.init}
 
 
-def flat(kind: type) -> dict[str, Any]:
+def flat(kind: Any) -> dict[str, Any]:
     """
     Option to type, with the fields of nested dataclasses beside those of the command, as on the command line.
 
@@ -124,7 +124,7 @@ def _made(kind: type, values: Mapping[str, Any]) -> Any:
         if name in values:
             arguments[name] = values[name]
         elif is_dataclass(hint):
-            given = {option: values[option] for option in flat(hint) if option in values}  # type: ignore[arg-type]
+            given = {option: values[option] for option in flat(hint) if option in values}
             if given:
                 arguments[name] = replace(_default(kind, name), **given)
         elif _default(kind, name) is tyro.MISSING:
