@@ -1,4 +1,4 @@
-"""The measurements stand in benchmarks/, beside the scripts that print them; the site shows them as a page of its own."""
+"""The measurements stand in benchmarks/, beside the scripts that print them; the site shows them as a page."""
 
 from pathlib import Path
 
