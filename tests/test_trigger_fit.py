@@ -119,7 +119,7 @@ def test_the_regression_and_the_area_are_those_of_their_definitions():
 
 def test_requests_longer_than_the_context_are_shortened():
     model, tokenizer = attached(), tiny_tokenizer()
-    read = partial(trigger_features, model, tokenizer, adapter_name="default", suffix=[4])
+    read = partial(trigger_features, model, tokenizer, adapter_name="default", suffix=[4], opening=None)
     with pytest.warns(UserWarning, match="longer than 512 tokens; the middle of their prompts was left out"):
         whole = read(["ab " * 400])
     with pytest.warns(UserWarning, match="longer than 512 tokens"):
