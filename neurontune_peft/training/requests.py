@@ -61,7 +61,9 @@ class Example:
     held: bool
 
 
-def examples_of(prompts: PromptSet, *, validation_share: float, seed: int, most: int) -> list[Example]:
+def examples_of(
+    prompts: PromptSet, *, validation_share: float, seed: int, most: int, move: bool = True
+) -> list[Example]:
     """
     Examples from the train split.
 
@@ -70,6 +72,7 @@ def examples_of(prompts: PromptSet, *, validation_share: float, seed: int, most:
         validation_share (`float`): Share of the requests that is kept back, in all wrappings.
         seed (`int`): Decides which.
         most (`int`): Most requests per kind.
+        move (`bool`, *optional*, defaults to `True`): Add templates with their text moved.
 
     Returns:
         `list[Example]`: Harmful requests plain, attacked by each family and framed; benign and borderline ones plain,
@@ -93,7 +96,7 @@ def examples_of(prompts: PromptSet, *, validation_share: float, seed: int, most:
                 wrapped = prompts.wrapped(harmless, split="train", families=[family])
                 found += [Example(text, False, "wrapped", family, held) for text in wrapped]
             templates = [a.template for a in prompts.templates(split="train", families=[family]) if a.template]
-            for template in dict.fromkeys(other for each in templates for other in moved(each)):
+            for template in dict.fromkeys(other for each in templates if move for other in moved(each)):
                 for harmful, group, pool in ((True, "attacked", attackable), (False, "wrapped", harmless)):
                     some = _drawn(pool, seed=f"{seed}-{template}", most=max(1, most // MOVED_PART))
                     texts = [template.replace(PLACEHOLDER, p.prompt) for p in some]
