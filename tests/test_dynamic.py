@@ -175,6 +175,43 @@ def test_the_mean_of_a_prompt_in_pieces_is_that_of_the_whole():
     assert pieces == pytest.approx(whole, abs=1e-6)
 
 
+def rows_per_call(model, **options):
+    """How many rows the base model computes, call by call."""
+    sizes = []
+    layer = neuron_layers(model)[0].get_base_layer()
+    handle = layer.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape[0]))
+    with torch.no_grad():
+        output = model(**options)
+    handle.remove()
+    return sizes, output
+
+
+def test_only_the_rows_that_trigger_are_prefilled_again():
+    model, ids = dynamic_model(), requests()
+    fires = triggered(model, ids)
+    expected = logits(model, ids, neurontune_strength=[float(fired) for fired in fires])
+    for options in ({}, {"use_cache": False}, {"past_key_values": DynamicCache()}):
+        sizes, output = rows_per_call(model, input_ids=ids, **options)
+        assert sizes == [6, sum(fires)]
+        torch.testing.assert_close(output.logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_outputs_whose_rows_are_not_known_are_computed_again_as_a_whole():
+    model, ids = dynamic_model(), requests()
+    fires = triggered(model, ids)
+    strengths = [float(fired) for fired in fires]
+    for options in ({"output_hidden_states": True}, {"labels": ids}):
+        sizes, output = rows_per_call(model, input_ids=ids, **options)
+        assert sizes == [6, 6]
+        with torch.no_grad():
+            expected = model(input_ids=ids, neurontune_strength=strengths, **options)
+        torch.testing.assert_close(output.logits, expected.logits, rtol=1e-5, atol=1e-5)
+        if "labels" in options:
+            torch.testing.assert_close(output.loss, expected.loss)
+        else:
+            torch.testing.assert_close(output.hidden_states[-1], expected.hidden_states[-1], rtol=1e-5, atol=1e-5)
+
+
 def test_a_row_without_prompt_end_runs_at_strength_off():
     model, ids = dynamic_model(), tokens() % 57 + 3
     assert [(d.position, d.score, d.strength) for d in decisions(model, ids)] == [(None, None, 0.0)] * 2
