@@ -12,7 +12,7 @@ import pytest
 import yaml
 from helpers import tiny_llama, tiny_prompt_set, tiny_tokenizer
 
-from neurontune_peft.cli import calls
+from neurontune_peft.cli import calls, config_files
 from neurontune_peft.cli import main as program
 from neurontune_peft.cli.evaluate import Evaluate
 from neurontune_peft.cli.main import COMMANDS, overview
@@ -52,6 +52,14 @@ def test_every_command_of_the_table_runs_and_shows_an_example():
         assert callable(kind.run), name
         assert f"Example: neurontune {name} " in inspect.getdoc(kind), name
         assert len(f"  {name}  {command.help}") < 80, name
+
+
+def test_every_default_of_every_command_survives_a_file(tmp_path):
+    for name, command in COMMANDS.items():
+        kind = getattr(import_module(f"neurontune_peft.cli.{command.module}"), command.name)
+        made = config_files._made(kind, {})
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(config_files.as_options(made, tmp_path)))
+        assert config_files.read(tmp_path / "run.yaml", name, kind, kind) == made, name
 
 
 def test_the_overview_fits_a_screen_and_ends_with_an_example():
@@ -201,12 +209,12 @@ def test_a_file_of_options_holds_paths_as_seen_from_there(tmp_path, monkeypatch)
     monkeypatch.setenv("HOME", str(tmp_path / "home" / "alice"))
     monkeypatch.chdir(tmp_path / "models")
     given = Places("m", tmp_path / "home" / "alice" / "n.json", output=tmp_path / "out")
-    calls.config_files.write_beside("places", given)
+    config_files.write_beside("places", given)
     text = (tmp_path / "out" / "run.yaml").read_text()
     assert str(tmp_path) not in text
     assert "alice" not in text
     monkeypatch.chdir(tmp_path)
-    read = calls.config_files.read(tmp_path / "out" / "run.yaml", "places", Places, Places)
+    read = config_files.read(tmp_path / "out" / "run.yaml", "places", Places, Places)
     assert (read.model, read.neurons, read.adapter) == ("models/m", Path("home/alice/n.json"), "user/adapter")
 
 

@@ -76,7 +76,7 @@ class Attribute(ModelOptions):
     max_length: int | None = None
     checkpoint: Path | None = None
 
-    def run(self) -> None:
+    def run(self) -> dict[str, Any]:
         """Score, print a summary and save; only the main process writes the file."""
         if self.output.exists():
             raise ValueError(
@@ -108,6 +108,7 @@ class Attribute(ModelOptions):
             if state is None or state.is_main_process:
                 scores.save(self.output)
                 print(scores)
+            return {"roles": list(scores.roles), **dict(sorted(scores.metadata.items()))}
 
     def _passed_on(self) -> dict[str, Any]:
         """Options that `attribute` knows by the same name and type."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -74,8 +75,8 @@ class Compare(ModelOptions):
     max_new_tokens: int = 32
     batch_size: int = 64
 
-    def run(self) -> None:
-        """Compare, save and print."""
+    def run(self) -> dict[str, Any]:
+        """Compare, save and print; returns what was saved."""
         check_resumable(self.output)
         counts = parse_counts(self.counts)
         methods = parse_methods(self.methods)
@@ -109,6 +110,8 @@ class Compare(ModelOptions):
         print(comparison)
         print(verdict(comparison))
         print(f"Comparison: {self.output}")
+        saved: dict[str, Any] = json.loads((self.output / RESULT).read_text(encoding="utf-8"))
+        return saved
 
     def _save(self, comparison: Comparison) -> None:
         comparison.save(self.output / RESULT)

@@ -75,15 +75,26 @@ def write_beside(name: str, command: Any) -> None:
     if not isinstance(output, Path) or not output.exists():
         return
     file = output / NAME if output.is_dir() else output.with_name(f"{output.name}.{NAME}")
-    places = _places(type(command))
-    options = {
-        option: _plain(value, file.parent, place=option in places)
-        for option, value in _values(command)
-        if option != "output"
-    }
+    options = as_options(command, file.parent)
     head = f"# The options of one run. To repeat it: neurontune {name} --config {file.name} --output NEW\n"
     body = yaml.safe_dump({"command": name, **options}, sort_keys=False, allow_unicode=True, width=119)
     write_atomically(file, head + body)
+
+
+def as_options(command: Any, directory: Path) -> dict[str, Any]:
+    """
+    All options of a command but its output, as YAML types; what has no value yet is left out.
+
+    Args:
+        command: Its dataclass.
+        directory (`Path`): Where the file will stand, from which paths are seen.
+    """
+    places = _places(type(command))
+    return {
+        option: _plain(value, directory, place=option in places)
+        for option, value in _values(command)
+        if option != "output" and value is not tyro.MISSING
+    }
 
 
 def _mapping(file: Path) -> dict[Any, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -43,7 +43,7 @@ class Select:
     min_agreement: int | None = None
     spread: float | Literal["auto"] | None = None
 
-    def run(self) -> None:
+    def run(self) -> dict[str, Any]:
         """Select, save and print; an existing file is never overwritten."""
         if self.output.exists():
             raise ValueError(f"got output '{self.output}', which exists; expected a new file; choose another name")
@@ -62,3 +62,4 @@ class Select:
         for role in neurons.roles:
             print(f"\nNeurons of role {role} per site:\n{neurons.histogram_text(role)}")
         print(f"\nNeurons: {self.output}")
+        return {"totals": neurons.totals, "sites": len(neurons.sites)}
