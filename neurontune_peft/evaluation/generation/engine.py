@@ -201,7 +201,7 @@ class Engine:
         return tokens[: end + 1]
 
 
-class EnoughDone(StoppingCriteria):  # type: ignore[misc]
+class EnoughDone(StoppingCriteria):
     """
     Ends a stretch when some of its rows have ended their answers.
 
@@ -220,5 +220,5 @@ class EnoughDone(StoppingCriteria):  # type: ignore[misc]
             `torch.Tensor`: True for all rows or for none, `(B,)`.
         """
         new = input_ids[:, self.width :]
-        done = torch.isin(new, torch.tensor(self.ends, dtype=torch.long, device=new.device)).any(dim=1).sum() >= self.enough
-        return done.expand(len(input_ids))
+        ended = torch.isin(new, torch.tensor(self.ends, dtype=torch.long, device=new.device)).any(dim=1)  # (B,)
+        return (ended.sum() >= self.enough).expand(len(input_ids))

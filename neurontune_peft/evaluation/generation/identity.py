@@ -110,7 +110,7 @@ def _hash_of(tensors: Mapping[str, Tensor]) -> str:
 
 def _digest(tensor: Tensor) -> str:
     if is_traceable_wrapper_subclass(tensor):  # quantised weights made of several tensors
-        names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+        names, _ = tensor.__tensor_flatten__()
         return "+".join(_digest(getattr(tensor, name)) for name in names)
     found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     content = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)

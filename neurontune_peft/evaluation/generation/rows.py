@@ -79,7 +79,9 @@ class Rows:
         parts = list(zip((self, other), shifts, strict=True))
         ids = torch.cat([F.pad(part.ids, (shift, 0), value=pad_id) for part, shift in parts])
         mask = torch.cat([F.pad(part.mask, (shift, 0)) for part, shift in parts])
-        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):  # one layer is held twice at a time
+        for mine, theirs in zip(
+            self.cache.layers, other.cache.layers, strict=True
+        ):  # one layer is held twice at a time
             if mine.is_initialized:
                 pair = list(zip((mine, theirs), shifts, strict=True))
                 mine.keys, mine.values = (

@@ -41,7 +41,7 @@ class Draws:
         return [generator.random() for _ in range(count)]
 
 
-class Drawing(LogitsProcessor):  # type: ignore[misc]
+class Drawing(LogitsProcessor):
     """
     Leaves one token per row, drawn by inverting the distribution function: one number per row and token, where drawing
     with a generator of the batch would make a row's answer depend on the others.
