@@ -237,9 +237,7 @@ def _questions(prompts: PromptSet, tests: Sequence[Prompt]) -> Iterator[_Questio
         group = "attack" if split == "test" else "attack_train_templates"
         members = prompts.attackable(targets, family=family, split=split)
         if not members:
-            logger.warning(
-                "Family '%s' has no harmful test request to attack (%s attacks): not measured", family, split
-            )
+            logger.warning("Family '%s' (%s attacks) fits no harmful test request; it is not measured", family, split)
         texts = prompts.attacked(members, family=family, split=split)
         yield from (_Question(group, family, p.id, text) for p, text in zip(members, texts, strict=True))
 

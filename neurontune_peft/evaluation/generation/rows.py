@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from neurontune_peft.tuner.kept import RECORD, can_be_joined, joined_record, record_of, selected_record
 
@@ -34,8 +34,9 @@ class Rows:
 
     @property
     def can_change(self) -> bool:
-        """`bool`: Whether rows can leave and join, which needs a cache of plain keys and values, one per token."""
-        plain = type(self.cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in self.cache.layers)
+        """`bool`: Whether rows can leave and join, which needs a cache of plain keys and values of the last tokens."""
+        kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+        plain = type(self.cache) is DynamicCache and all(type(layer) in kinds for layer in self.cache.layers)
         if not plain or self.cache.get_seq_length() != self.ids.shape[1] - 1:  # virtual tokens of other adapters
             return False
         record = record_of(self.cache)
@@ -62,7 +63,9 @@ class Rows:
         for layer in self.cache.layers:
             if layer.is_initialized:
                 own = index.to(layer.keys.device)
-                layer.keys, layer.values = layer.keys[own, :, first:], layer.values[own, :, first:]
+                cut = max(0, layer.keys.shape[-2] - (self.ids.shape[1] - 1))
+                layer.keys, layer.values = layer.keys[own, :, cut:], layer.values[own, :, cut:]
+                self._count(layer)
         if (record := record_of(self.cache)) is not None:
             setattr(self.cache, RECORD, selected_record(record, rows))
 
@@ -77,19 +80,25 @@ class Rows:
         width = max(self.ids.shape[1], other.ids.shape[1])
         shifts = [width - part.ids.shape[1] for part in (self, other)]
         parts = list(zip((self, other), shifts, strict=True))
-        ids = torch.cat([F.pad(part.ids, (shift, 0), value=pad_id) for part, shift in parts])
-        mask = torch.cat([F.pad(part.mask, (shift, 0)) for part, shift in parts])
-        for mine, theirs in zip(
-            self.cache.layers, other.cache.layers, strict=True
-        ):  # one layer is held twice at a time
+        self.ids = torch.cat([F.pad(part.ids, (shift, 0), value=pad_id) for part, shift in parts])
+        self.mask = torch.cat([F.pad(part.mask, (shift, 0)) for part, shift in parts])
+        # Layer by layer, so that no more than one is held twice.
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
             if mine.is_initialized:
-                pair = list(zip((mine, theirs), shifts, strict=True))
-                mine.keys, mine.values = (
-                    torch.cat([F.pad(getattr(layer, what), (0, 0, shift, 0)) for layer, shift in pair])
-                    for what in ("keys", "values")
-                )
+                mine.keys, mine.values = _stacked(mine.keys, theirs.keys), _stacked(mine.values, theirs.values)
+                self._count(mine)
         record, their_record = record_of(self.cache), record_of(other.cache)
         if record is not None and their_record is not None:
             setattr(self.cache, RECORD, joined_record(record, their_record))
         self.places, self.produced = self.places + other.places, self.produced + other.produced
-        self.ids, self.mask = ids, mask
+
+    def _count(self, layer: Any) -> None:
+        """Tell a layer that keeps the last tokens only how many there were."""
+        if type(layer) is DynamicSlidingWindowLayer:
+            layer.cumulative_length = self.ids.shape[1] - 1
+
+
+def _stacked(upper: Tensor, lower: Tensor) -> Tensor:
+    """Keys or values `(B, heads, T, D)` of two caches below each other, aligned at the last token."""
+    width = max(upper.shape[-2], lower.shape[-2])
+    return torch.cat([F.pad(part, (0, 0, width - part.shape[-2], 0)) for part in (upper, lower)])
