@@ -23,7 +23,7 @@ from neurontune_peft.evaluation.result import Example, Rate, Report
 from neurontune_peft.evaluation.sampled import Sampled
 from neurontune_peft.judges import Judge, format_judge
 from neurontune_peft.objectives import kl_of_logits, response_logits
-from neurontune_peft.prompts import Batch, Prompt, PromptSet, encode
+from neurontune_peft.prompts import Batch, Prompt, PromptSet, Request, encode
 from neurontune_peft.prompts.answers import context_length, evaluating
 
 logger = logging.get_logger(__name__)
@@ -252,7 +252,8 @@ def _judged(questions: Sequence[_Question], answers: Sequence[str], judge: Judge
     for question, answer in logging.tqdm(pairs, desc="verdicts", delay=2):
         verdict = judge(question.text, answer)
         family = question.key if question.group.startswith("attack") else None
-        yield Example(question.id, question.group, family, question.text, answer, verdict.label if verdict else None)
+        text = question.text.shown if isinstance(question.text, Request) else question.text
+        yield Example(question.id, question.group, family, text, answer, verdict.label if verdict else None)
 
 
 def _rates(questions: Sequence[_Question], examples: Sequence[Example]) -> dict[str, Any]:
