@@ -9,7 +9,7 @@ RELEASE := $(VENV)/.release
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-BENCHMARKS := startup overhead attribution methods meta trigger controls
+BENCHMARKS := startup overhead attribution methods meta trigger controls evaluation
 
 .PHONY: demo test lint bench docs dist peft-suite clean
 

@@ -26,6 +26,9 @@ COMMANDS = {
     "verify": Command("verify", "Verify", "test a list of neurons against random ones"),
     "compare": Command("compare", "Compare", "the adapter beside its controls at equal cost"),
     "evaluate": Command("evaluate", "Evaluate", "measure attack success, refusals and utility"),
+    "prompts convert": Command("prompts", "Convert", "make a prompt set of published files"),
+    "prompts validate": Command("prompts", "Validate", "find what is wrong with a prompt set"),
+    "prompts show": Command("prompts", "Show", "count and show the prompts of a set"),
     "sites": Command("sites", "Sites", "where the neurons of a model are"),
     "inspect": Command("inspect", "Inspect", "what is in an adapter; no model is loaded"),
 }
