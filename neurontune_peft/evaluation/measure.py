@@ -15,11 +15,18 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from neurontune_peft.evaluation.generation import Generation, Kept, answer_all
+from neurontune_peft.evaluation.generation.answers import kept_for
+from neurontune_peft.evaluation.generation.cache import digest
+from neurontune_peft.evaluation.generation.identity import identity
 from neurontune_peft.evaluation.result import Example, Rate, Report
+from neurontune_peft.evaluation.sampled import Sampled
 from neurontune_peft.judges import Judge, format_judge
 from neurontune_peft.objectives import kl_of_logits, response_logits
-from neurontune_peft.prompts import Batch, Prompt, PromptSet, encode, generate_answers
+from neurontune_peft.prompts import Batch, Prompt, PromptSet, encode
 from neurontune_peft.prompts.answers import context_length, evaluating
+
+logger = logging.get_logger(__name__)
 
 
 def evaluate(
@@ -31,10 +38,13 @@ def evaluate(
     base: nn.Module | None = None,
     max_new_tokens: int = 32,
     batch_size: int = 64,
+    generation: Generation | None = None,
     chat_template: str | os.PathLike[str] | None = None,
 ) -> Report:
     """
     Measure a model on the test prompts of a prompt set: greedy answers, one template for each request.
+
+    In a group of processes, as accelerate and torchrun start it, each answers its share; all return the same report.
 
     Args:
         model (`nn.Module`): A causal language model, or a `PeftModel` of one.
@@ -46,6 +56,8 @@ def evaluate(
             KL of a plain model is then not measured.
         max_new_tokens (`int`, *optional*, defaults to `32`): Most tokens of an answer.
         batch_size (`int`, *optional*, defaults to `64`): Requests answered at once.
+        generation ([`Generation`], *optional*): How answers are made, in place of `max_new_tokens` and `batch_size`:
+            drawn answers beside greedy ones, and a cache.
         chat_template (`str` or `os.PathLike`, *optional*): Jinja template or a file with one, instead of the
             tokenizer's own.
 
@@ -61,20 +73,16 @@ def evaluate(
             'got a prompt set without test prompts; expected some to measure on; add prompts with "split": "test"'
         )
     questions = list(_questions(prompts, tests))
-    answers = generate_answers(
-        model,
-        tokenizer,
-        [question.text for question in questions],
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        chat_template=chat_template,
-        desc="test prompts",
-    )
+    how = generation or Generation(max_new_tokens=max_new_tokens, batch_size=batch_size)
+    kept = kept_for(model, how.cache)
+    options: dict[str, Any] = {"kept": kept, "chat_template": chat_template}
+    texts = [question.text for question in questions]
+    answers = answer_all(model, tokenizer, texts, how, desc="test prompts", **options)
     examples = tuple(_judged(questions, answers, judge))
     pairs = [(p.prompt, p.response) for p in tests if p.kind == "benign" and p.response]
     # Half the batch size: logits of all response tokens are wider than a cache of keys and values.
-    perplexity, kl = likelihood(
-        model, tokenizer, pairs, base=base, batch_size=max(1, batch_size // 2), chat_template=chat_template
+    perplexity, kl = _kept_likelihood(
+        kept, model, tokenizer, pairs, base=base, batch_size=max(1, how.batch_size // 2), chat_template=chat_template
     )
     return Report(
         **_rates(questions, examples),
@@ -84,13 +92,10 @@ def evaluate(
         judge=judge_name(judge),
         judge_limits=str(getattr(judge, "limits", "")),
         prompt_set=prompts.fingerprint,
-        options={
-            "max_new_tokens": max_new_tokens,
-            "batch_size": batch_size,
-            "chat_template": None if chat_template is None else os.fspath(chat_template),
-        },
+        options={**how.as_dict(), "chat_template": None if chat_template is None else os.fspath(chat_template)},
         unscored=sum(example.label is None for example in examples),
         examples=examples,
+        sampled=_drawn(model, tokenizer, questions, how, judge, options) if how.n_samples else None,
     )
 
 
@@ -162,6 +167,51 @@ def judge_name(judge: Judge) -> str:
     raise AssertionError("every class has a name")
 
 
+def _kept_likelihood(
+    kept: Kept,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    base: nn.Module | None,
+    chat_template: str | os.PathLike[str] | None,
+    **options: Any,
+) -> tuple[float | None, float | None]:
+    """[`likelihood`], unless it is known."""
+    if not kept.setting or not pairs:
+        return likelihood(model, tokenizer, pairs, base=base, chat_template=chat_template, **options)
+    rows = encode(tokenizer, [p for p, _ in pairs], [r for _, r in pairs], chat_template=chat_template)
+    other = None if base is None else identity(base)
+    key = digest(["likelihood", other, rows.input_ids.tolist(), rows.attention_mask.tolist()])
+    if key not in kept.values or (base is not None and other is None):
+        measured = likelihood(model, tokenizer, pairs, base=base, chat_template=chat_template, **options)
+        kept.add({key: list(measured)})
+    perplexity, kl = kept.values[key]
+    return perplexity, kl
+
+
+def _drawn(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence["_Question"],
+    generation: Generation,
+    judge: Judge,
+    options: dict[str, Any],
+) -> Sampled:
+    """Harmful requests answered several times, plain and inside test templates."""
+    asked = [question for question in questions if question.group in ("plain", "attack")]
+    texts = [question.text for question in asked]
+    labels: list[list[str | None]] = []
+    for sample in range(generation.n_samples):
+        title = f"drawn answers, {sample + 1} of {generation.n_samples}"
+        drawn = answer_all(model, tokenizer, texts, generation, sample=sample, desc=title, **options)
+        labels.append([example.label for example in _judged(asked, drawn, judge)])
+    groups = [question.key if question.group == "attack" else None for question in asked]
+    return Sampled.of(
+        groups, list(zip(*labels, strict=True)), temperature=generation.temperature, seed=generation.seed
+    )
+
+
 @dataclass(frozen=True)
 class _Question:
     """One text to answer: `key` is a source for plain requests and a family for attacks."""
@@ -186,6 +236,8 @@ def _questions(prompts: PromptSet, tests: Sequence[Prompt]) -> Iterator[_Questio
     for family, split in dict.fromkeys((attack.family, attack.split) for attack in prompts.attacks):
         group = "attack" if split == "test" else "attack_train_templates"
         members = prompts.attackable(targets, family=family, split=split)
+        if not members:
+            logger.warning("Family '%s' (%s attacks) fits no harmful test request; it is not measured", family, split)
         texts = prompts.attacked(members, family=family, split=split)
         yield from (_Question(group, family, p.id, text) for p, text in zip(members, texts, strict=True))
 
