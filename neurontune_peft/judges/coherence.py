@@ -1,6 +1,7 @@
 """Is an answer text at all? Empty, repetitive and garbled answers are told apart by counting (ours)."""
 
 import re
+from itertools import pairwise
 
 _WORD = re.compile(r"[^\W_]+")
 _LOOP = re.compile(r"(.{1,40}?)\1{5,}", re.DOTALL)
@@ -71,6 +72,6 @@ def _sameness(words: list[str]) -> float:
     """Share of pairs of neighbouring words that occurred before, for texts of at least 40 words, above one half."""
     if len(words) < 40:
         return 0.0
-    pairs = list(zip(words, words[1:], strict=False))
+    pairs = list(pairwise(words))
     seen_again = 1 - len(set(pairs)) / len(pairs)
     return seen_again if seen_again >= 0.6 else 0.0
