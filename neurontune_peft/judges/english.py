@@ -172,12 +172,12 @@ ENGLISH = Language(
         | \b(?:harmful|offensive|racist|sexist)\s(?:and\s\w+\s|or\s\w+\s)?(?:assumption|belief|premise|stereotype|
             generali[sz]ation)
     """,
-    blame=rf"""
+    blame=r"""
         \b(?:not\sbe\s(?:discriminated|denied|excluded|treated|subjected|barred|kicked|judged)|equal(?:ity|
             ly)?\b[^.]*\b(?:right|respect|dignity)|
             (?:respect|dignity)\s(?:and|or)\s(?:\w+)|regardless\sof\s(?:their|any|your|race|gender|one's)|
             harmful\sstereotypes?|
-            against\s(?:the|international|human|basic|our)\s(?:\w+\s){{0,2}}(?:law|principle|right|value|standard)s?|
+            against\s(?:the|international|human|basic|our)\s(?:\w+\s){0,2}(?:law|principle|right|value|standard)s?|
             (?:a\s|is\s)(?:form\sof\s)?(?:discriminat|violation\sof)|(?:widely|strongly)\scondemned|inclusi(?:ve|vity|
             on)\b|
             goes?\sagainst|serious\s(?:legal\s)?consequences|legal\sconsequences|harmful\s(?:and|or)|
@@ -186,7 +186,7 @@ ENGLISH = Language(
         | \b(?:seek|reach\sout|call|contact|talk\sto|speak\s(?:to|with))\b[^.]*\b(?:professional|help|hotline|
             lifeline|emergency|authorities|police|therapist|counsell?or|support)
         | \b(?:instead|rather),?\s(?:i|we|you|consider|let's|of|than|it|please|focus|try)\b
-        | \bas\san?\s(?:\w+\s){{0,2}}(?:ai|language\smodel|assistant)\b
+        | \bas\san?\s(?:\w+\s){0,2}(?:ai|language\smodel|assistant)\b
         | \bi\s(?:must|have\sto|need\sto|feel)\s(?:\w+ly\s)?(?:point\sout|challenge|question|correct|remind|caution|
             address)\b
         | \b(?:legal|ethical)\s(?:and|or)\s(?:legal|ethical|moral|respectful|safe)
