@@ -1,4 +1,4 @@
-"""Answers do not depend on how they are made: by which batch, with which neighbours, in how many calls or processes."""
+"""Answers do not depend on how they are made: by which batch, with which neighbours, in how many processes."""
 
 import json
 import os

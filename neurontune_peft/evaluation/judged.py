@@ -11,6 +11,7 @@ from transformers.utils import logging
 from neurontune_peft.evaluation.rate import Rate
 from neurontune_peft.evaluation.result import Example
 from neurontune_peft.judges import Judge, ask, judge_name
+from neurontune_peft.prompts import Request
 
 
 class Asked(Protocol):
@@ -78,7 +79,7 @@ def judge_all(
                 id=question.id,
                 group=question.group,
                 family=question.key if question.group.startswith("attack") else None,
-                prompt=question.text,
+                prompt=question.text.shown if isinstance(question.text, Request) else question.text,
                 answer=answer,
                 label=None if verdict.label == "unscored" else verdict.label,
                 confidence=None if verdict.label == "unscored" else round(verdict.confidence, 4),

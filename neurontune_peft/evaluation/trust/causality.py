@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from neurontune_peft.evaluation.measure import likelihood
+from neurontune_peft.evaluation.likelihood import likelihood
 from neurontune_peft.evaluation.result import Rate
 from neurontune_peft.evaluation.trust.held_out import HeldOut
 from neurontune_peft.evaluation.trust.interventions import attached, exchange, set_scale
