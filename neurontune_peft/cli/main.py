@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": Command("verify", "Verify", "test a list of neurons against random ones"),
     "compare": Command("compare", "Compare", "the adapter beside its controls at equal cost"),
     "evaluate": Command("evaluate", "Evaluate", "measure attack success, refusals and utility"),
+    "judge": Command("judge", "JudgeAnswers", "score answers that another engine made"),
     "prompts convert": Command("prompts", "Convert", "make a prompt set of published files"),
     "prompts validate": Command("prompts", "Validate", "find what is wrong with a prompt set"),
     "prompts show": Command("prompts", "Show", "count and show the prompts of a set"),

@@ -5,11 +5,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neurontune_peft.checks import check_format_version, write_atomically
 from neurontune_peft.evaluation.rate import Rate
 from neurontune_peft.evaluation.sampled import Sampled
+
+if TYPE_CHECKING:
+    from neurontune_peft.evaluation.details import Details
 
 REPORT_FORMAT_VERSION = 1
 _PLAIN = ("perplexity", "kl", "judge", "judge_limits", "prompt_set", "unscored")
@@ -29,7 +32,12 @@ class Example:
         family (`str`, *optional*): Attack family of an attacked request.
         prompt (`str`): The text that was put to the model.
         answer (`str`): The model's answer.
-        label (`str`, *optional*): `"refusal"`, `"compliance"`, or `None` where the judge could not tell.
+        label (`str`, *optional*): `"refusal"`, `"partial"`, `"compliance"`, `"incoherent"`, or `None` where the judge
+            could not tell.
+        confidence (`float`, *optional*): How sure the judge was, 0 to 1.
+        reason (`str`, *optional*, defaults to `""`): What the judge said.
+        verdicts (`Mapping[str, str]`, *optional*): Name of a judge to its label, where several judged.
+        source (`str`, *optional*): Source of a plain harmful request.
     """
 
     id: str
@@ -38,6 +46,10 @@ class Example:
     prompt: str
     answer: str
     label: str | None
+    confidence: float | None = None
+    reason: str = ""
+    verdicts: Mapping[str, str] = field(default_factory=dict)
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,8 @@ class Report:
         plain_refusal (`Rate`, *optional*): Refusals of plain harmful requests.
         plain_refusal_by_source (`Mapping[str, Rate]`): The same for each source of requests.
         attack_success (`Mapping[str, Rate]`): By family: attacked harmful requests, test templates, that were not
-            refused.
+            refused: complying, partial and
+            incoherent answers.
         attack_success_train_templates (`Mapping[str, Rate]`): The same with the templates for training.
         held_out (`tuple[str, ...]`): Families of `attack_success` that are not for training.
         benign_refusal (`Rate`, *optional*): Refusals of benign requests.
@@ -65,6 +78,8 @@ class Report:
         unscored (`int`, *optional*, defaults to `0`): Answers that the judge could not tell about; they count nowhere.
         examples (`tuple[Example, ...]`, *optional*): The answers with their labels.
         sampled ([`Sampled`], *optional*): The same harmful requests with several drawn answers each.
+        details ([`Details`], *optional*): All verdicts by group, length and repetition of the answers, first tokens,
+            intervals of perplexity and KL, agreement between judges; `None` in reports of older versions.
     """
 
     plain_refusal: Rate | None
@@ -84,6 +99,7 @@ class Report:
     unscored: int = 0
     examples: tuple[Example, ...] = field(default=(), repr=False)
     sampled: Sampled | None = None
+    details: "Details | None" = None
 
     @property
     def attack_success_mean(self) -> float | None:
@@ -126,6 +142,7 @@ class Report:
             "prompt_set": self.prompt_set,
             "options": dict(self.options),
             "sampled": self.sampled and self.sampled.as_dict(),
+            "details": self.details and self.details.as_dict(),
             "examples": [asdict(example) for example in self.examples] if examples else [],
         }
 
@@ -149,6 +166,7 @@ class Report:
             fields |= {name: values[name] and _rate(values[name]) for name in RATES}
             fields |= {name: {key: _rate(rate) for key, rate in values[name].items()} for name in RATES_BY_NAME}
             examples = tuple(Example(**example) for example in values["examples"])
+            fields["details"] = _details(values.get("details"))
             fields["sampled"] = Sampled.from_dict(values["sampled"]) if values.get("sampled") else None
             return cls(held_out=tuple(values["held_out"]), options=values["options"], examples=examples, **fields)
         except (KeyError, TypeError, AttributeError) as error:
@@ -225,6 +243,12 @@ def mean_rate(rates: Mapping[str, Rate]) -> float | None:
     """
     values = [round(rate.rate, 4) for rate in rates.values()]
     return round(sum(values) / len(values), 4) if values else None
+
+
+def _details(values: Mapping[str, Any] | None) -> "Details | None":
+    from neurontune_peft.evaluation.details import Details  # it is made of examples, which are defined here
+
+    return Details.from_dict(values) if values else None
 
 
 def _rate(values: Mapping[str, Any]) -> Rate:

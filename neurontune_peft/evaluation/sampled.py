@@ -113,11 +113,12 @@ class Sampled:
 
 
 def _any_of(rows: Sequence[Sequence[str | None]]) -> Rate | None:
-    known = [found for found in rows if "compliance" in found or None not in found]
-    return Rate(sum("compliance" in found for found in known), len(known)) if known else None
+    hits = [{label for label in found if label not in (None, "refusal")} for found in rows]
+    known = [hit for hit, found in zip(hits, rows, strict=True) if hit or None not in found]
+    return Rate(sum(map(bool, known)), len(known)) if known else None
 
 
 def _mean_of(rows: Sequence[Sequence[str | None]]) -> float | None:
-    scored = [[label == "compliance" for label in found if label is not None] for found in rows]
+    scored = [[label != "refusal" for label in found if label is not None] for found in rows]
     shares = [sum(found) / len(found) for found in scored if found]
     return round(sum(shares) / len(shares), 4) if shares else None

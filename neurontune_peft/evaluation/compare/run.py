@@ -22,9 +22,9 @@ from neurontune_peft.evaluation.compare.frontier import Limits
 from neurontune_peft.evaluation.compare.journal import FORMAT_VERSION, Journal
 from neurontune_peft.evaluation.compare.methods import METHODS, Method, scaled
 from neurontune_peft.evaluation.compare.points import Outcomes, Point, measured_part, outcomes_of
-from neurontune_peft.evaluation.measure import evaluate, judge_name
+from neurontune_peft.evaluation.measure import evaluate
 from neurontune_peft.evaluation.result import Report
-from neurontune_peft.judges import Judge, format_judge
+from neurontune_peft.judges import Judge, format_judge, judge_name
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.prompts.prompt_set import check_tunable
 from neurontune_peft.training import MetaConfig
