@@ -9,11 +9,13 @@ from typing import Annotated, Any
 import tyro
 
 from neurontune_peft.cli.attribute import Attribute
+from neurontune_peft.cli.certify import Certify
 from neurontune_peft.cli.compare import Compare
 from neurontune_peft.cli.evaluate import Evaluate
 from neurontune_peft.cli.inspect import Inspect
 from neurontune_peft.cli.select import Select
 from neurontune_peft.cli.sites import Sites
+from neurontune_peft.cli.sweep import Sweep
 from neurontune_peft.cli.tune import Tune
 from neurontune_peft.cli.verify import Verify
 
@@ -24,6 +26,8 @@ Command = (
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+    | Annotated[Certify, tyro.conf.subcommand("certify")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Sites, tyro.conf.subcommand("sites")]
 )
