@@ -81,9 +81,9 @@ def test_a_sweep_gives_the_dials_back_and_is_resumed_from_its_journal(tmp_path):
     tuned.set_strength(0.3)
     options = {"judge": odd_judge, **QUICK, "checkpoint": tmp_path / "rows.jsonl"}
     first = sweep(tuned, tiny_tokenizer(), tiny_prompt_set(), **options)
-    assert {dial.strength for x in tuned.neuron_layers("default").values() for dial in x.dials["default"].values()} == {
-        0.3
-    }
+    assert {
+        dial.strength for x in tuned.neuron_layers("default").values() for dial in x.dials["default"].values()
+    } == {0.3}
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
     (tmp_path / "rows.jsonl").write_text("\n".join(lines[:3]) + "\n" + lines[3][:10])  # killed while writing
 
@@ -300,7 +300,7 @@ def test_requests_that_tuning_has_seen_cannot_certify():
     prompts = prompt_set()
     frontier = frontier_of([0.0], prompts=prompts)
     trained = replace(prompts, prompts=tuple(replace(p, split="train") for p in prompts.prompts))
-    with pytest.raises(ValueError, match="certifying requests .* that tuning has seen"):
+    with pytest.raises(ValueError, match=r"certifying requests .* that tuning has seen"):
         certify(frontier, prompts, tuned_on=trained)
     with pytest.raises(ValueError, match="got a prompt set without test prompts"):
         certify(frontier, trained)

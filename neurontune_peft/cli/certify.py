@@ -90,7 +90,5 @@ def parse_limits(words: Sequence[str]) -> dict[str, float]:
         try:
             limits[name] = float(bound)
         except ValueError:
-            raise ValueError(
-                f"got limit '{word}'; expected NAME=SHARE; write for example over_refusal=0.05"
-            ) from None
+            raise ValueError(f"got limit '{word}'; expected NAME=SHARE; write for example over_refusal=0.05") from None
     return limits

@@ -15,6 +15,7 @@ from neurontune_peft.cli.evaluate import Evaluate
 from neurontune_peft.cli.inspect import Inspect
 from neurontune_peft.cli.select import Select
 from neurontune_peft.cli.sites import Sites
+from neurontune_peft.cli.stress import StressTest
 from neurontune_peft.cli.sweep import Sweep
 from neurontune_peft.cli.tune import Tune
 from neurontune_peft.cli.verify import Verify
@@ -28,6 +29,7 @@ Command = (
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Certify, tyro.conf.subcommand("certify")]
+    | Annotated[StressTest, tyro.conf.subcommand("stress")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Sites, tyro.conf.subcommand("sites")]
 )

@@ -235,7 +235,7 @@ def check_known_source(config: Any, prompts: PromptSet, tuned_on: PromptSet | No
     source = (config.provenance or {}).get("prompt_set")
     if source not in known:
         warnings.warn(
-            f"got an adapter tuned on prompt set {str(source):.12}, which is not at hand; expected to compare it with "
+            f"got an adapter tuned on prompt set {source!s:.12}, which is not at hand; expected to compare it with "
             "the certifying requests; pass it as tuned_on, or make sure that none of them were tuned on",
             UserWarning,
             stacklevel=2,

@@ -223,7 +223,9 @@ def _shares(point: Measured) -> dict[str, float]:
 def _objectives(point: Measured) -> tuple[float, ...]:
     """What is to be low; what was not measured is the same everywhere."""
     measures = (point.share("attack_success"), point.cost, point.perplexity)
-    return tuple(0.0 if value is None else round(value, 3 if place == 2 else 9) for place, value in enumerate(measures))
+    return tuple(
+        0.0 if value is None else round(value, 3 if place == 2 else 9) for place, value in enumerate(measures)
+    )
 
 
 def _percent(share: float | None) -> str:

@@ -7,7 +7,7 @@ import codecs
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from neurontune_peft.evaluation.decide.stress.result import NotTestedError, Row
+from neurontune_peft.evaluation.decide.stress.result import NotTestedError, Row, Skipped
 from neurontune_peft.evaluation.decide.stress.subject import Subject
 from neurontune_peft.prompts import Attack, Prompt, PromptSet
 
@@ -26,7 +26,7 @@ ENCODINGS: dict[str, tuple[Callable[[str], str], str]] = {
 }
 
 
-def composed(subject: Subject) -> Iterator[Row]:
+def composed(subject: Subject) -> Iterator[Row | Skipped]:
     """
     Attack with templates of two families, one inside the other, and with encoded requests inside templates.
 
@@ -46,11 +46,8 @@ def composed(subject: Subject) -> Iterator[Row]:
         if readable(subject, encode, carrier):
             tests = wrapped(subject, lambda text, e=encode, c=carrier: c.format(e(text)))  # type: ignore[misc]
             yield _attacked(subject, f"{name} attacks", f"requests in {name}, inside templates", tests)
-
-
-def unread(subject: Subject) -> list[str]:
-    """Names of the encodings that the base model does not read."""
-    return [name for name, (encode, carrier) in ENCODINGS.items() if not readable(subject, encode, carrier)]
+        else:
+            yield Skipped(f"{name} attacks", "the base model does not read this encoding")
 
 
 def nested(subject: Subject) -> PromptSet:

@@ -16,6 +16,20 @@ class NotTestedError(Exception):
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """
+    A stress that could not be tested.
+
+    Args:
+        name (`str`): Name of the stress.
+        why (`str`): The reason.
+    """
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Row:
     """
     One stress.
