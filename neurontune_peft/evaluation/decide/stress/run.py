@@ -19,7 +19,7 @@ from neurontune_peft.evaluation.decide.stress.languages import in_other_language
 from neurontune_peft.evaluation.decide.stress.pruning import pruned
 from neurontune_peft.evaluation.decide.stress.relearning import relearned
 from neurontune_peft.evaluation.decide.stress.result import NotTestedError, Row, Skipped, Stress
-from neurontune_peft.evaluation.decide.stress.subject import Subject
+from neurontune_peft.evaluation.decide.stress.subject import Subject, flags_kept
 from neurontune_peft.evaluation.measure import judge_name
 from neurontune_peft.judges import Judge, format_judge
 from neurontune_peft.prompts import PromptSet
@@ -106,11 +106,9 @@ def stress(
         "relearning": partial(relearned, steps=relearn_steps, lr=relearn_lr),
         "evasion": partial(evaded, budgets=budgets, targets=2 * max_tests),
     }
-    results = [
-        found
-        for kind in logging.tqdm(kinds, desc="stress", unit="kind")
-        for found in _found(kind, runs[kind], subject)
-    ]
+    bar = logging.tqdm(kinds, desc="stress", unit="kind")
+    with flags_kept(model):
+        results = [found for kind in bar for found in _found(kind, runs[kind], subject)]
     return Stress(
         tuple(found for found in results if isinstance(found, Row)),
         {found.name: found.why for found in results if isinstance(found, Skipped)},

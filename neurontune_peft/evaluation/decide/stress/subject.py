@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from neurontune_peft.evaluation.compare.points import ATTACK_HELD_OUT, ATTACK_TRAINED, measured_part, outcomes_of
 from neurontune_peft.evaluation.decide.frontier import attack_rate
@@ -137,6 +137,17 @@ class Subject:
             has_held(before["value"], after["value"], found["value"]),
             note,
         )
+
+
+@contextmanager
+def flags_kept(model: nn.Module) -> Iterator[None]:
+    """Give parameters their `requires_grad` back: PEFT sets it where adapters are switched off and on again."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
 
 @contextmanager
