@@ -185,6 +185,16 @@ def test_the_guarantee_holds_over_1000_draws_and_is_not_vacuous(n):
     assert at_least_2_percent > {60: 0.2, 200: 0.4, 800: 0.99}[n]
 
 
+def test_many_settings_that_violate_do_not_get_many_chances():
+    """Each setting is measured on prompts of its own here, so that only the stop at the first failure protects."""
+    generator, wrong = torch.Generator().manual_seed(2), 0
+    for _ in range(1000):
+        sequence = [draws([risk], n=200, generator=generator)[0] for risk in (0.001, *[0.0501] * 20)]
+        held = [result.held for result in fixed_sequence(sequence, {"limit": 0.05}, confidence=0.95)]
+        wrong += any(held[1:])
+    assert wrong <= 50
+
+
 def test_several_limits_hold_at_once_over_1000_draws():
     pairs = [(0.01, 0.001), (0.03, 0.01), (0.04, 0.101), (0.051, 0.11), (0.2, 0.3)]
     generator, limits = torch.Generator().manual_seed(1), {"a": 0.05, "b": 0.1}

@@ -110,7 +110,8 @@ def certify(
                 f"got a frontier measured on prompt set {measured.prompt_set:.12}, and prompt set "
                 f"{prompts.fingerprint:.12}; expected the same; pass the prompts that sweep was given"
             )
-        base, points, name = measured.points[0], iter(measured.points[1:]), measured.judge
+        base: Measured | None = measured.points[0]
+        points, name = iter(measured.points[1:]), measured.judge
     else:
         if tokenizer is None:
             raise ValueError("got a model without tokenizer; expected both; pass tokenizer=...")
