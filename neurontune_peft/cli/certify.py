@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -54,9 +54,12 @@ class Certify(AdapterOptions):
         if self.write:
             check_local(self.adapter)
         prompts = PromptSet.load(self.prompts)
-        tuned_on = PromptSet.load(self.tuned_on) if self.tuned_on or self.prompts else None
+        tuned_on = None if self.tuned_on is None else PromptSet.load(self.tuned_on)
         tuned, tokenizer = self.load_tuned()
-        check_known_source(tuned.peft_config["default"], prompts, tuned_on)
+        config: Any = tuned.peft_config["default"]
+        if tuned_on is None and PromptSet.load().fingerprint == (config.provenance or {}).get("prompt_set"):
+            tuned_on = PromptSet.load()  # the shipped set, as it was when the adapter was made
+        check_known_source(config, prompts, tuned_on)
         certificate = certify(
             tuned,
             prompts,
