@@ -61,6 +61,9 @@ class NeuronTuneConfig(PeftConfig):
         trigger_suffix (`list[int]`, *optional*):
             Token ids with which the chat template ends a prompt ([`generation_suffix`]); the score is read where the
             last of them ends in a row. Without it, at the row's last token.
+        trigger_opening (`list[int]`, *optional*):
+            Token ids with which the chat template opens a user's turn ([`turn_opening`]); the trigger's mean is over
+            the tokens after the last of them. Without it, over all but the row's first.
         recheck_every (`int`, *optional*): Decide again after every so many tokens of the answer.
         presets (`dict`, *optional*):
             Name to a setting of the dials (`strength`, `counts`, `threshold`) for [`~NeuronTuneModel.use_preset`], as
@@ -117,6 +120,9 @@ class NeuronTuneConfig(PeftConfig):
     trigger_gate: str = field(default="step", metadata={"help": "'step' or 'sigmoid'."})
     trigger_suffix: list[int] | None = field(
         default=None, metadata={"help": "Token ids with which the chat template ends a prompt."}
+    )
+    trigger_opening: list[int] | None = field(
+        default=None, metadata={"help": "Token ids with which the chat template opens a user's turn."}
     )
     recheck_every: int | None = field(default=None, metadata={"help": "Decide again after so many answer tokens."})
     presets: dict[str, dict[str, Any]] | None = field(

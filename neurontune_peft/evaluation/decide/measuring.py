@@ -14,6 +14,7 @@ from neurontune_peft.evaluation.compare.points import BENIGN, OVER_REFUSAL, PLAI
 from neurontune_peft.evaluation.decide.frontier import Measured
 from neurontune_peft.evaluation.result import Report
 from neurontune_peft.tuner.fingerprint import fingerprint
+from neurontune_peft.tuner.modulation import TRIGGER_FIELDS
 from neurontune_peft.tuner.presets import Setting
 
 _COLUMNS = {"plain": PLAIN, "borderline": OVER_REFUSAL, "benign": BENIGN, "wrapped_benign": WRAPPED}
@@ -85,7 +86,7 @@ def journal_for(
         if adapter_name in getattr(layer, name)
     }
     config = tuner.peft_config[adapter_name]
-    fields = ("modulation", "strength_on", "strength_off", "trigger_bias", "trigger_gate", "recheck_every")
+    fields = tuple(name for name in TRIGGER_FIELDS if name != "trigger_threshold")  # that is part of each setting
     key = {
         "format_version": FORMAT_VERSION,
         "what": "settings of an adapter",

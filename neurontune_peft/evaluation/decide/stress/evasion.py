@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +17,7 @@ from neurontune_peft.evaluation.decide.stress.subject import Subject
 from neurontune_peft.objectives import call_options
 from neurontune_peft.prompts import Attack, PromptSet, encode
 from neurontune_peft.prompts.answers import context_length, evaluating
-from neurontune_peft.tuner.rows import RowPlan, row_plan
-from neurontune_peft.tuner.trigger import Reading, prompt_ends
+from neurontune_peft.tuner.requests import trigger_log
 
 PROPOSALS = 8  # candidates per request and round
 LONGEST = 16  # tokens of a suffix
@@ -152,27 +153,40 @@ def scores(subject: Subject, texts: Sequence[str], *, batch_size: int = 64) -> T
         batch_size (`int`, *optional*, defaults to `64`): Requests per forward pass.
 
     Returns:
-        `torch.Tensor`: Shape `(n,)`, float32, on the CPU.
+        `torch.Tensor`: Shape `(n,)`, float32, on the CPU; minus infinity for a request whose end is not found.
     """
-    name, base = subject.adapter_name, subject.base
-    config = subject.tuner.peft_config[name]
+    base = subject.base
     device = next(base.parameters()).device
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # rows of a batch of about equal length
-    found = []
-    with evaluating(subject.model):
+    found = torch.full((len(texts),), -torch.inf)
+    with evaluating(subject.model), _silent(subject):
         for start in range(0, len(order), batch_size):
-            part = [texts[i] for i in order[start : start + batch_size]]
+            part = order[start : start + batch_size]
             rows = encode(
-                subject.tokenizer, part, chat_template=subject.chat_template, max_length=context_length(base)
+                subject.tokenizer,
+                [texts[i] for i in part],
+                chat_template=subject.chat_template,
+                max_length=context_length(base),
             ).to(device)
-            ends = prompt_ends(rows.input_ids, rows.attention_mask, config.trigger_suffix)
-            reading = Reading(name, ends.unsqueeze(1), rows.input_ids.shape[1])
-            with row_plan(RowPlan(rows=len(part), resting=frozenset([name]), readings=(reading,))):
+            with trigger_log() as decisions:
                 options = call_options(base, rows, logits_to_keep=1)
                 base(input_ids=rows.input_ids, attention_mask=rows.attention_mask, **options)
-            assert reading.score is not None
-            found.append(reading.score.squeeze(1).float().cpu() + config.trigger_bias)
-    return torch.cat(found)[torch.tensor(order).argsort()]
+            for decision in decisions:
+                if decision.adapter_name == subject.adapter_name and decision.score is not None:
+                    found[part[decision.row]] = decision.score
+    return found
+
+
+@contextmanager
+def _silent(subject: Subject) -> Iterator[None]:
+    """No score is above this threshold, so that no row is computed again with its scales."""
+    config = subject.tuner.peft_config[subject.adapter_name]
+    before = config.trigger_threshold
+    config.trigger_threshold = math.inf
+    try:
+        yield
+    finally:
+        config.trigger_threshold = before
 
 
 def _threshold(subject: Subject) -> float:
