@@ -16,6 +16,7 @@ from neurontune_peft.checks import check_format_version, write_atomically
 from neurontune_peft.neurons import Neurons
 from neurontune_peft.tuner.modulation import DYNAMIC_FORMAT, STATIC_FORMAT, TRIGGER_FIELDS, check_modulation
 from neurontune_peft.tuner.names import METHOD, TRIGGER
+from neurontune_peft.tuner.presets import check_presets
 
 
 @dataclass
@@ -64,6 +65,9 @@ class NeuronTuneConfig(PeftConfig):
             Token ids with which the chat template opens a user's turn ([`turn_opening`]); the trigger's mean is over
             the tokens after the last of them. Without it, over all but the row's first.
         recheck_every (`int`, *optional*): Decide again after every so many tokens of the answer.
+        presets (`dict`, *optional*):
+            Name to a setting of the dials (`strength`, `counts`, `threshold`) for [`~NeuronTuneModel.use_preset`], as
+            [`sweep`] chooses them. Not written where there are none.
         format_version (`int`, *optional*, defaults to `1`):
             Version of the adapter's file format; 2 with dynamic modulation.
 
@@ -121,6 +125,9 @@ class NeuronTuneConfig(PeftConfig):
         default=None, metadata={"help": "Token ids with which the chat template opens a user's turn."}
     )
     recheck_every: int | None = field(default=None, metadata={"help": "Decide again after so many answer tokens."})
+    presets: dict[str, dict[str, Any]] | None = field(
+        default=None, metadata={"help": "Name to a setting of the dials, chosen from measurements."}
+    )
     format_version: int = field(default=STATIC_FORMAT, metadata={"help": "Version of the file format."})
 
     def __post_init__(self) -> None:
@@ -160,6 +167,7 @@ class NeuronTuneConfig(PeftConfig):
                 f"got site_widths={self.site_widths!r:.200}; expected {{site: positive number}}; leave it out to "
                 "have it filled in"
             )
+        check_presets(self)
 
     if not TYPE_CHECKING:
 
@@ -173,7 +181,9 @@ class NeuronTuneConfig(PeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; the same configuration always gives the same text."""
         unsaved = ("neurons", "strict", *(TRIGGER_FIELDS if self.modulation == "static" else ()))
-        saved = [name for name in self.__dataclass_fields__ if name not in unsaved]
+        # Versions without presets warn of fields that they do not know.
+        optional = ("presets",) if self.presets is None else ()
+        saved = [name for name in self.__dataclass_fields__ if name not in (*unsaved, *optional)]
         values = {name: getattr(self, name) for name in saved}
         return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
 
