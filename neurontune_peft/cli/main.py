@@ -9,9 +9,15 @@ from typing import Annotated, Any
 import tyro
 
 from neurontune_peft.cli.attribute import Attribute
+from neurontune_peft.cli.audit import Audit
 from neurontune_peft.cli.compare import Compare
+from neurontune_peft.cli.compose import Compose
+from neurontune_peft.cli.diff import Diff
+from neurontune_peft.cli.doctor import Doctor
 from neurontune_peft.cli.evaluate import Evaluate
 from neurontune_peft.cli.inspect import Inspect
+from neurontune_peft.cli.prune import Prune
+from neurontune_peft.cli.push import Push
 from neurontune_peft.cli.select import Select
 from neurontune_peft.cli.sites import Sites
 from neurontune_peft.cli.tune import Tune
@@ -26,6 +32,12 @@ Command = (
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Sites, tyro.conf.subcommand("sites")]
+    | Annotated[Audit, tyro.conf.subcommand("audit")]
+    | Annotated[Compose, tyro.conf.subcommand("compose")]
+    | Annotated[Diff, tyro.conf.subcommand("diff")]
+    | Annotated[Prune, tyro.conf.subcommand("prune")]
+    | Annotated[Push, tyro.conf.subcommand("push")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
 
