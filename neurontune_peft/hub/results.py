@@ -38,7 +38,7 @@ def eval_results(before: Report, after: Report) -> list[EvalResult]:
         "dataset_split": "test",
     }
     return [
-        EvalResult(**common, metric_type=kind, metric_name=name, metric_value=value, metric_args=args)
+        EvalResult(**common, metric_type=kind, metric_name=name, metric_value=value, metric_args=args or None)
         for kind, name, value, args in _measures(before, after)
     ]
 

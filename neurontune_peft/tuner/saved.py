@@ -68,7 +68,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{base_model}")
 model = AutoModelForCausalLM.from_pretrained("{base_model}")
 model = PeftModel.from_pretrained(model, "{adapter}")
-model.set_strength(1.0)  # 0 is the base model bit for bit
+# model.set_strength(0.5) turns the dial; 0 is the base model bit for bit
 ```"""
 
 
