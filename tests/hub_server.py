@@ -165,7 +165,9 @@ class Handler(BaseHTTPRequestHandler):
         """Who asks; answers for itself when nobody may ask, or another than the owner."""
         name = self.server.users.get(self.token or "")
         if self.token is None or name is None:
-            self.reply(401, {"error": "Invalid credentials"}, X_Error_Message="Invalid credentials in Authorization header")
+            self.reply(
+                401, {"error": "Invalid credentials"}, X_Error_Message="Invalid credentials in Authorization header"
+            )
             return None
         if owner is not None and name != owner:
             self.refuse(403, "", "You don't have the rights to do this")
@@ -176,7 +178,9 @@ class Handler(BaseHTTPRequestHandler):
         """The repository that is asked for; answers for itself when it is not for those who ask."""
         found = self.server.repositories.get(name)
         if self.token is not None and self.token not in self.server.users:
-            self.reply(401, {"error": "Invalid credentials"}, X_Error_Message="Invalid credentials in Authorization header")
+            self.reply(
+                401, {"error": "Invalid credentials"}, X_Error_Message="Invalid credentials in Authorization header"
+            )
         elif found is None or (found.private and self.server.users.get(self.token or "") != name.split("/")[0]):
             # As the Hub does: what is private is not told from what does not exist.
             self.refuse(401 if self.token is None else 404, "RepoNotFound", "Repository not found")
@@ -237,7 +241,10 @@ class Handler(BaseHTTPRequestHandler):
             known = {"oid": one["oid"], "size": one["size"]}
             if one["oid"] not in self.server.stored:
                 upload = {"href": f"{self.server.storage_url}/storage/{one['oid']}"}
-                known["actions"] = {"upload": upload, "verify": {"href": f"{self.server.url}/{name}.git/info/lfs/verify"}}
+                known["actions"] = {
+                    "upload": upload,
+                    "verify": {"href": f"{self.server.url}/{name}.git/info/lfs/verify"},
+                }
             objects.append(known)
         self.reply(200, {"transfer": "basic", "objects": objects})
 
@@ -300,7 +307,11 @@ class Handler(BaseHTTPRequestHandler):
         content = found.commits[sha].get(path)
         if content is None:
             self.reply(
-                404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound", X_Error_Message="Entry not found", X_Repo_Commit=sha
+                404,
+                {"error": "Entry not found"},
+                X_Error_Code="EntryNotFound",
+                X_Error_Message="Entry not found",
+                X_Repo_Commit=sha,
             )
             return
         if path.endswith((".safetensors", ".png")):
@@ -363,7 +374,9 @@ def card_errors(content: str) -> list[str]:
     if match is None:
         return ["empty metadata"]
     data = yaml.safe_load(match[1])
-    errors = [f"{name} must be a string" for name in ("library_name", "license") if not isinstance(data.get(name, ""), str)]
+    errors = [
+        f"{name} must be a string" for name in ("library_name", "license") if not isinstance(data.get(name, ""), str)
+    ]
     if not all(isinstance(tag, str) for tag in data.get("tags", [])):
         errors.append("tags must be strings")
     for index in data.get("model-index", []):

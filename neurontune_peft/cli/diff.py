@@ -51,8 +51,7 @@ class Diff:
             )
         options = [{"revision": revision} for revision in self.revisions] if self.revisions else [{}, {}]
         files = [
-            AdapterFile.load(name, **option)
-            for name, option in zip((self.first, self.second), options, strict=True)
+            AdapterFile.load(name, **option) for name, option in zip((self.first, self.second), options, strict=True)
         ]
         found = differences(files[0], files[1])
         print(json.dumps(asdict(found), indent=1) if self.json else as_text(found, top=self.top))

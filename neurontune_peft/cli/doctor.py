@@ -121,7 +121,9 @@ def find_conflicts() -> list[str]:
         found.append(f"got a PEFT without {METHOD}; expected import neurontune_peft to register it; report this")
     cache = Path(constants.HF_HUB_CACHE)
     if cache.exists() and not os.access(cache, os.W_OK):
-        found.append("got a cache of the Hub that cannot be written; expected one that can; set HF_HOME to such a place")
+        found.append(
+            "got a cache of the Hub that cannot be written; expected one that can; set HF_HOME to such a place"
+        )
     if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and get_token():
         found.append("got a token, and HF_HUB_DISABLE_IMPLICIT_TOKEN that keeps it from being sent; unset one of them")
     own_server = not constants.ENDPOINT.endswith("huggingface.co")

@@ -45,9 +45,7 @@ class Push:
     def run(self) -> None:
         """Check, write the card, publish."""
         if self.dry_run:
-            files = published_files(
-                self.adapter, self.repository, license=self.license, base_model=self.base_model
-            )
+            files = published_files(self.adapter, self.repository, license=self.license, base_model=self.base_model)
             print(files[CARD].decode())
             print("\n".join(f"{name}: {len(content):,} bytes" for name, content in files.items()))
             return

@@ -108,9 +108,7 @@ def audit_prompts(prompts: PromptSet, n_prompts: int) -> dict[str, Sequence[str]
         attacked += prompts.attacked(chosen, family=family, split="test")
     groups = {"plain": [p.prompt for p in harmful], "attacked": attacked, "benign": [p.prompt for p in benign]}
     if not groups["plain"] or not groups["benign"]:
-        raise ValueError(
-            "got a prompt set without harmful or benign test prompts; expected both; use the shipped one"
-        )
+        raise ValueError("got a prompt set without harmful or benign test prompts; expected both; use the shipped one")
     return {name: group for name, group in groups.items() if group or name == "attacked"}
 
 

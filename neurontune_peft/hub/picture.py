@@ -30,7 +30,9 @@ def frontier_picture(directory: Path, name: str, frontier: Mapping[str, Any]) ->
     path = directory / name
     if path.is_file():
         if path.stat().st_size > MAX_PICTURE or not (content := path.read_bytes()).startswith(_PNG):
-            raise ValueError(f"got '{name}', which is no PNG of at most {MAX_PICTURE:,} bytes; expected one; replace it")
+            raise ValueError(
+                f"got '{name}', which is no PNG of at most {MAX_PICTURE:,} bytes; expected one; replace it"
+            )
         return content
     points = [p for p in frontier.get("points") or [] if p.get("attack_success") and p.get("over_refusal")]
     if len(points) < 2 or find_spec("matplotlib") is None:

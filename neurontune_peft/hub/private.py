@@ -74,4 +74,3 @@ def shared_command(command: str, *, base_model: str) -> str:
     if words[:2] == ["neurontune", "tune"] and len(words) > 2 and not words[2].startswith("-"):
         words[2] = base_model
     return " ".join(PurePosixPath(word).name if word.startswith(("/", "~")) else word for word in words)
-

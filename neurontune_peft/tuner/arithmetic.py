@@ -91,7 +91,8 @@ def prune(adapter: AdapterFile, counts: Mapping[str, int], *, drop_trigger: bool
     config = _config(
         adapter,
         neurons,
-        provenance=(adapter.config.provenance or {}) | {"pruned": {"from": adapter.neurons.totals, "to": dict(counts)}},
+        provenance=(adapter.config.provenance or {})
+        | {"pruned": {"from": adapter.neurons.totals, "to": dict(counts)}},
         # The trigger's neurons stand at every site that they stood at, so nothing is lost of what is fingerprinted.
         base_model_fingerprint=adapter.config.base_model_fingerprint
         if set(neurons.sites) == set(adapter.neurons.sites)

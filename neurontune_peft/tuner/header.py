@@ -72,7 +72,9 @@ def read_header(path: str | os.PathLike[str], *, limit: int = MAX_HEADER) -> Hea
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= min(limit, size - 8):
-            raise _broken(path, f"a header of {length:,} bytes in a file of {size:,}", f"2 to {limit:,} and a whole file")
+            raise _broken(
+                path, f"a header of {length:,} bytes in a file of {size:,}", f"2 to {limit:,} and a whole file"
+            )
         text = stream.read(length)
     values = parse_json(text, what=f"the header of '{path.name}'")
     metadata = values.pop("__metadata__", {})
@@ -82,7 +84,9 @@ def read_header(path: str | os.PathLike[str], *, limit: int = MAX_HEADER) -> Hea
     end = 8 + length
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != end:
-            raise _broken(path, f"'{name}' at byte {entry.start:,} where byte {end:,} is next", "no gap and no overlap")
+            raise _broken(
+                path, f"'{name}' at byte {entry.start:,} where byte {end:,} is next", "no gap and no overlap"
+            )
         end = entry.stop
     if end != size:
         raise _broken(path, f"{size:,} bytes", f"{end:,}, where its last tensor ends")

@@ -82,7 +82,9 @@ def explained(error: BaseException, repo_id: str, *, filename: str = "") -> str:
 
 def _http(error: HfHubHTTPError, repo_id: str) -> str:
     status = error.response.status_code
-    bad_token = "invalid" in f"{error.server_message or ''} {error.response.headers.get('X-Error-Message', '')}".lower()
+    bad_token = (
+        "invalid" in f"{error.server_message or ''} {error.response.headers.get('X-Error-Message', '')}".lower()
+    )
     if status == 401 and (bad_token or not isinstance(error, RepositoryNotFoundError)):
         return (
             f"got a token for '{repo_id}' that the Hub does not accept (401); expected a valid one; log in with "
