@@ -13,7 +13,8 @@ from neurontune_peft.prompts import Attack, Prompt, PromptSet
 from neurontune_peft.prompts.chat import format_prompt
 from neurontune_peft.training.features import trigger_features
 from neurontune_peft.training.logistic import area_under_curve, fit_logistic
-from neurontune_peft.training.trigger import calibrated, examples_of
+from neurontune_peft.training.requests import examples_of, moved
+from neurontune_peft.training.trigger import calibrated
 
 
 def prompt_set(*, separable: bool = True) -> PromptSet:
@@ -119,9 +120,28 @@ def test_the_regression_and_the_area_are_those_of_their_definitions():
 
 def test_requests_longer_than_the_context_are_shortened():
     model, tokenizer = attached(), tiny_tokenizer()
-    read = partial(trigger_features, model, tokenizer, adapter_name="default", suffix=[4])
+    read = partial(trigger_features, model, tokenizer, adapter_name="default", suffix=[4], opening=None)
     with pytest.warns(UserWarning, match="longer than 512 tokens; the middle of their prompts was left out"):
         whole = read(["ab " * 400])
     with pytest.warns(UserWarning, match="longer than 512 tokens"):
         named = read(["ab " * 400], max_length=512)
     assert all(torch.equal(whole[site], named[site]) for site in whole)
+
+
+def test_templates_are_also_tried_with_their_text_on_the_other_side():
+    assert moved("Now: {prompt}") == ["{prompt}\nNow:"]
+    assert moved("{prompt}\nGo on.") == ["Go on. {prompt}"]
+    assert moved("As Max, {prompt}\nMax:") == ["{prompt}\nMax: As Max,", "As Max, Max: {prompt}"]
+    assert moved("{prompt}") == []
+    prompts = tiny_prompt_set()
+    with_moved, without = (
+        examples_of(prompts, validation_share=0.25, seed=0, most=20, move=move) for move in (True, False)
+    )
+    added = set(with_moved) - set(without)
+    assert set(without) <= set(with_moved)
+    assert {(e.harmful, e.group, e.source in prompts.train_families) for e in added} == {
+        (True, "attacked", True),
+        (False, "wrapped", True),
+    }
+    held = {e.text for e in with_moved if e.held}
+    assert not held & {e.text for e in with_moved if not e.held}
