@@ -174,10 +174,15 @@ def test_an_output_that_exists_is_never_overwritten(tmp_path, capsys):
 
 def test_of_two_writers_of_one_directory_the_first_to_end_wins(tmp_path):
     output = tmp_path / "out"
-    with pytest.raises(ValueError, match="another process has filled meanwhile"), written_whole(output) as slow:
-        (slow / "file").write_text("slow")
-        with written_whole(output) as fast:
-            (fast / "file").write_text("fast")
+
+    def write_slowly() -> None:
+        with written_whole(output) as slow:
+            (slow / "file").write_text("slow")
+            with written_whole(output) as fast:
+                (fast / "file").write_text("fast")
+
+    with pytest.raises(ValueError, match="another process has filled meanwhile"):
+        write_slowly()
     assert (output / "file").read_text() == "fast"
     assert os.listdir(tmp_path) == ["out"]
 

@@ -342,7 +342,7 @@ def test_a_secret_in_the_configuration_is_not_published(adapter, secret):
     path = adapter / "adapter_config.json"
     config = json.loads(path.read_text()) | {"provenance": {"note": secret}}
     path.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="access token|local path") as error:
+    with pytest.raises(ValueError, match=r"access token|local path") as error:
         published_files(adapter, "alice/x", base_model="a/b")
     assert "hf_aaa" not in str(error.value)
 

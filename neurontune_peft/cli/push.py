@@ -17,8 +17,8 @@ class Push:
     """
     Publish an adapter with a model card and its evaluation, in one commit.
 
-    Published are adapter_config.json, adapter_model.safetensors, the card, and frontier.png where there is one; reports
-    with answers, logs and other files stay here. Log in before with 'hf auth login', or set HF_TOKEN.
+    Published are adapter_config.json, adapter_model.safetensors, the card, and frontier.png where there is one;
+    reports with answers, logs and other files stay here. Log in before with 'hf auth login', or set HF_TOKEN.
 
     Example: neurontune push adapter user/name --license apache-2.0 --private
 

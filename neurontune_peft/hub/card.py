@@ -86,8 +86,9 @@ def _what(file: AdapterFile, evidence: Evidence) -> str:
         if file.config.modulation == "dynamic"
         else "for every request"
     )
-    measured = evidence.before is not None and evidence.after is not None
-    outcome = summary(evidence.before, evidence.after) if measured else "Its effect was not measured."  # type: ignore[arg-type]
+    outcome = "Its effect was not measured."
+    if evidence.before is not None and evidence.after is not None:
+        outcome = summary(evidence.before, evidence.after)
     return (
         f"A safety adapter for [{file.config.base_model_name_or_path}]"
         f"(https://huggingface.co/{file.config.base_model_name_or_path}): it scales {file.neurons.total:,} neurons "

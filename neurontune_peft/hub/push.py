@@ -143,8 +143,8 @@ def _make_repository(api: HfApi, repo_id: str, *, private: bool) -> None:
     # An existing repository keeps its visibility, so what was to be private would be public.
     if private and _patiently(lambda: api.model_info(repo_id)).private is False:
         raise ValueError(
-            f"got '{repo_id}', a public repository; expected a private one; make it private in its settings, or choose "
-            "another name"
+            f"got '{repo_id}', a public repository; expected a private one; make it private in its settings, or "
+            "choose another name"
         )
 
 

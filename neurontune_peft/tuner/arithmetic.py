@@ -87,7 +87,7 @@ def prune(adapter: AdapterFile, counts: Mapping[str, int], *, drop_trigger: bool
     if dynamic:
         ranked |= _only_read(adapter, kept)
     neurons = Neurons.from_ranked(ranked, widths=adapter.neurons.widths)
-    deltas, triggers = (_by_neuron(adapter, values) for values in (adapter.deltas, adapter.triggers))
+    deltas, triggers = (_by_index(adapter, values) for values in (adapter.deltas, adapter.triggers))
     config = _config(
         adapter,
         neurons,
@@ -100,11 +100,13 @@ def prune(adapter: AdapterFile, counts: Mapping[str, int], *, drop_trigger: bool
         **({} if dynamic else {"modulation": "static"}),
     )
     scaled = {
-        role: {site: _at(deltas, site, index) * (role != READ_ONLY_ROLE) for site, index in sites.items()}
+        role: {site: deltas[site][index] * (role != READ_ONLY_ROLE) for site, index in sites.items()}
         for role, sites in neurons.indices.items()
     }
-    read = {r: {s: _at(triggers, s, index) for s, index in sites.items()} for r, sites in neurons.indices.items()}
-    return AdapterFile(config=config, neurons=neurons, deltas=scaled, size=0, triggers=read if dynamic else {})
+    read = {
+        r: {s: triggers[s][index] for s, index in sites.items()} for r, sites in neurons.indices.items() if dynamic
+    }
+    return AdapterFile(config=config, neurons=neurons, deltas=scaled, size=0, triggers=read)
 
 
 @dataclass(frozen=True)
@@ -176,28 +178,23 @@ def _scales(adapter: AdapterFile) -> dict[tuple[str, str, int], float]:
 
 def _only_read(adapter: AdapterFile, kept: Neurons) -> dict[str, list[tuple[str, int]]]:
     """The neurons that are cut but that the trigger reads, under the role that says so."""
-    triggers = _by_neuron(adapter, adapter.triggers)
+    triggers = _by_index(adapter, adapter.triggers)
     staying = {neuron for role in kept.roles for neuron in kept.ranked(role)}
     everything = [neuron for role in adapter.neurons.roles for neuron in adapter.neurons.ranked(role)]
-    read = [neuron for neuron in everything if neuron not in staying and triggers[neuron[0]][neuron[1]] != 0]
+    read = [n for n in everything if n not in staying and bool(triggers[n[0]][n[1]].any())]
     if read and READ_ONLY_ROLE in kept.totals:
         read = [*kept.ranked(READ_ONLY_ROLE), *read]
     return {READ_ONLY_ROLE: read} if read else {}
 
 
-def _by_neuron(adapter: AdapterFile, values: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[int, float]]:
-    """Site to index to value."""
-    found: dict[str, dict[int, float]] = {}
+def _by_index(adapter: AdapterFile, values: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Site to the values of all its neurons, shape `(F, ...)`; 0 where the adapter has none."""
+    found: dict[str, Tensor] = {}
     for role, sites in values.items():
         for site, part in sites.items():
-            indices = adapter.neurons.indices[role][site].tolist()
-            found.setdefault(site, {}).update(zip(indices, part.float().tolist(), strict=True))
+            dense = found.setdefault(site, part.new_zeros(adapter.neurons.widths[site], *part.shape[1:]))
+            dense[adapter.neurons.indices[role][site]] = part
     return found
-
-
-def _at(values: Mapping[str, Mapping[int, float]], site: str, index: Tensor) -> Tensor:
-    held = values.get(site, {})
-    return torch.tensor([held.get(number, 0.0) for number in index.tolist()])
 
 
 def _config(adapter: AdapterFile, neurons: Neurons, **changes: Any) -> Any:

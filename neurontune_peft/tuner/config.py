@@ -308,7 +308,8 @@ def check_counts_fit(neuron_counts: Mapping[str, Mapping[str, int]], site_widths
         held = sum(sites.get(site, 0) for sites in neuron_counts.values())
         if held > width:
             raise ValueError(
-                f"got {held:,} neurons at '{site[:200]}', which has {width:,}; expected no more; save the adapter again"
+                f"got {held:,} neurons at '{site[:200]}', which has {width:,}; expected no more; save the adapter "
+                "again"
             )
 
 

@@ -108,10 +108,10 @@ class AdapterFile:
         for site, layout in site_layouts(self.config).items():
             roles = [role for role, _ in sorted(layout.roles.items(), key=lambda item: item[1].start)]
             parts = {
-                DELTA: [self.deltas[role][site].float() for role in roles],
+                DELTA: [self.deltas[role][site] for role in roles],
                 INDEX: [self.neurons.indices[role][site].int() for role in roles],
                 RANK: [self.neurons.ranks[role][site].int() for role in roles],
-                TRIGGER: [self.triggers[role][site].float() for role in roles if self.triggers],
+                TRIGGER: [self.triggers[role][site] for role in roles if self.triggers],
             }
             for name in layout.saved:
                 tensors[f"{_STEM}{site}.{name}"] = torch.cat(parts[name])
