@@ -12,6 +12,7 @@ import torch
 from adapters import randomize, saved_adapter, some_neurons
 from architectures import tiny_model, tokens
 from peft import PeftModel, get_peft_model
+from triggers import dynamic_model, requests
 
 from neurontune_peft import AdapterFile, Neurons, NeuronTuneConfig
 from neurontune_peft.cli import main
@@ -33,17 +34,7 @@ def other_adapter(directory: Path) -> Path:
 
 def dynamic_adapter(directory: Path) -> Path:
     """An adapter with a trigger that reads all of its neurons."""
-    base = tiny_model()
-    config = NeuronTuneConfig(
-        task_type="CAUSAL_LM", neurons=some_neurons(base), modulation="dynamic", strength_on=1.5, trigger_bias=0.01
-    )
-    model = get_peft_model(base, config)
-    randomize(model)
-    generator = torch.Generator().manual_seed(3)
-    for name, buffer in model.named_buffers():
-        if "neurontune_trigger" in name:
-            buffer.copy_(torch.randn(buffer.shape, generator=generator))
-    model.save_pretrained(directory)
+    dynamic_model().save_pretrained(directory)
     return directory
 
 
@@ -111,10 +102,11 @@ def test_a_pruned_file_gives_the_logits_of_set_neuron_counts(tmp_path, make):
         main(["prune", str(tmp_path / "a"), "--counts", "safety=2", "utility=0", "--output", str(tmp_path / "b")]) == 0
     )
     whole, cut = loaded(tmp_path / "a"), loaded(tmp_path / "b")
-    before = whole(tokens()).logits
+    before = whole(input_ids=requests()).logits
     whole.set_neuron_counts(safety=2, utility=0)
-    assert torch.equal(cut(tokens()).logits, whole(tokens()).logits)
-    assert not torch.equal(cut(tokens()).logits, before)
+    expected = whole(input_ids=requests()).logits
+    assert not torch.equal(expected, before)
+    assert torch.equal(cut(input_ids=requests()).logits, expected)
     assert cut.base_model.get_neurons().totals["safety"] == 2
 
 

@@ -66,15 +66,17 @@ def model_card(
 
 
 def _metadata(file: AdapterFile, repo_id: str, evidence: Evidence, license: str | None) -> ModelCardData:
-    measured = evidence.before is not None and evidence.after is not None
+    results = []
+    if evidence.before is not None and evidence.after is not None:
+        results = eval_results(evidence.before, evidence.after)
     return ModelCardData(
         base_model=file.config.base_model_name_or_path,
         library_name="peft",
         license=license,
         pipeline_tag="text-generation" if file.config.task_type == "CAUSAL_LM" else None,
         tags=[*TAGS, f"base_model:adapter:{file.config.base_model_name_or_path}"],
-        model_name=repo_id.split("/")[-1] if measured else None,
-        eval_results=eval_results(evidence.before, evidence.after) if measured else None,  # type: ignore[arg-type]
+        model_name=repo_id.split("/")[-1] if results else None,
+        eval_results=results or None,
         base_model_relation="adapter",
     )
 
