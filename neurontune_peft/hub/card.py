@@ -84,7 +84,7 @@ def _metadata(file: AdapterFile, repo_id: str, evidence: Evidence, license: str 
 def _what(file: AdapterFile, evidence: Evidence) -> str:
     share = file.neurons.total / max(1, sum(file.neurons.widths.values()))
     when = (
-        "for the requests that a trigger on the same neurons takes for harmful, and leaves all others to the base model"
+        "for the requests that a trigger on the same neurons takes for harmful; the base model answers all others"
         if file.config.modulation == "dynamic"
         else "for every request"
     )
