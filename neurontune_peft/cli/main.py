@@ -35,6 +35,12 @@ COMMANDS = {
     "prompts show": Command("prompts", "Show", "count and show the prompts of a set"),
     "sites": Command("sites", "Sites", "where the neurons of a model are"),
     "inspect": Command("inspect", "Inspect", "what is in an adapter; no model is loaded"),
+    "audit": Command("audit", "Audit", "is an adapter only scales, how strong, and does it protect"),
+    "compose": Command("compose", "Compose", "several adapters into one"),
+    "diff": Command("diff", "Diff", "what differs between two adapters or reports"),
+    "prune": Command("prune", "Prune", "keep fewer neurons of an adapter"),
+    "push": Command("push", "Push", "put an adapter with its card on the Hub"),
+    "doctor": Command("doctor", "Doctor", "versions, devices and known conflicts"),
 }
 
 PROGRAM = "neurontune"

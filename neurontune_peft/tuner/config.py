@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,15 @@ from peft.config import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, PeftType
 from safetensors import SafetensorError, safe_open
 
-from neurontune_peft.checks import check_format_version, write_atomically
+from neurontune_peft.checks import check_format_version, parse_json, write_atomically
 from neurontune_peft.neurons import Neurons
 from neurontune_peft.tuner.modulation import DYNAMIC_FORMAT, STATIC_FORMAT, TRIGGER_FIELDS, check_modulation
 from neurontune_peft.tuner.names import METHOD, TRIGGER
 from neurontune_peft.tuner.presets import check_presets
+from neurontune_peft.tuner.saved import finish_saved
+
+# Bytes of the longest adapter_config.json that is read; what `neurontune tune` writes has some 20 kB.
+MAX_CONFIG = 16_000_000
 
 
 @dataclass
@@ -168,6 +173,7 @@ class NeuronTuneConfig(PeftConfig):
                 "have it filled in"
             )
         check_presets(self)
+        check_counts_fit(self.neuron_counts or {}, self.site_widths or {})
 
     if not TYPE_CHECKING:
 
@@ -201,6 +207,30 @@ class NeuronTuneConfig(PeftConfig):
             super().save_pretrained(staging, **kwargs)
             text = Path(staging, CONFIG_NAME).read_text(encoding="utf-8")
         write_atomically(Path(save_directory, CONFIG_NAME), text)
+        finish_saved(Path(save_directory))
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        """
+        Read a configuration file as PEFT does, but strictly, and none that is too long to be one.
+
+        Args:
+            path_json_file (`str`): The file.
+            kwargs: As PEFT takes them.
+
+        Raises:
+            ValueError: When it is no JSON object, holds a name twice, or has more than 16 MB.
+        """
+        path = Path(path_json_file)
+        size = path.stat().st_size
+        if size > MAX_CONFIG:
+            raise ValueError(
+                f"got '{path.name}' of {size:,} bytes; expected at most {MAX_CONFIG:,}; download the adapter again, "
+                "from whom you trust"
+            )
+        values = parse_json(path.read_bytes(), what=f"'{path.name}'")
+        values.pop("runtime_config", None)  # PEFT ignores it, too
+        return values
 
     @classmethod
     def from_pretrained(
@@ -275,6 +305,22 @@ def check_neuron_counts(neuron_counts: object) -> None:
             f"got neuron_counts={neuron_counts!r:.200}; expected {{role: {{site: positive number}}}}; pass `neurons` "
             "and leave neuron_counts to be filled in"
         )
+
+
+def check_counts_fit(neuron_counts: Mapping[str, Mapping[str, int]], site_widths: Mapping[str, int]) -> None:
+    """
+    Refuse more neurons at a site than the site has, before memory is asked for as many.
+
+    Raises:
+        ValueError: Names the site.
+    """
+    for site, width in site_widths.items():
+        held = sum(sites.get(site, 0) for sites in neuron_counts.values())
+        if held > width:
+            raise ValueError(
+                f"got {held:,} neurons at '{site[:200]}', which has {width:,}; expected no more; save the adapter "
+                "again"
+            )
 
 
 def is_counts(value: object) -> bool:
