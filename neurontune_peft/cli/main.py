@@ -11,6 +11,7 @@ import tyro
 from neurontune_peft.cli.attribute import Attribute
 from neurontune_peft.cli.compare import Compare
 from neurontune_peft.cli.evaluate import Evaluate
+from neurontune_peft.cli.export import Export
 from neurontune_peft.cli.inspect import Inspect
 from neurontune_peft.cli.select import Select
 from neurontune_peft.cli.sites import Sites
@@ -24,6 +25,7 @@ Command = (
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Sites, tyro.conf.subcommand("sites")]
 )
