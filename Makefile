@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
 DEVELOPMENT := $(VENV)/.development
+LLAMA := $(VENV)/.llama
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-BENCHMARKS := overhead attribution methods meta trigger controls
+BENCHMARKS := overhead attribution methods meta trigger controls export
 
-.PHONY: demo test lint bench peft-suite clean
+.PHONY: demo test llama lint bench peft-suite clean
 
 demo: $(RUNTIME)  ## Tune the bundled chat model and show the effect on attacks it was not tuned on.
 	rm -rf demo-out
@@ -18,6 +19,8 @@ demo: $(RUNTIME)  ## Tune the bundled chat model and show the effect on attacks 
 
 test: $(DEVELOPMENT)  ## Run the test suite.
 	$(BIN)/python -m pytest --numprocesses auto
+
+llama: $(LLAMA)  ## Build llama.cpp for the tests of GGUF exports (a C++ compiler; about 4 minutes on two cores).
 
 lint: $(DEVELOPMENT)  ## Check style and types.
 	$(BIN)/ruff check .
@@ -42,4 +45,10 @@ $(RUNTIME): pyproject.toml setup.cfg constraints.txt
 
 $(DEVELOPMENT): $(RUNTIME)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+# Built from source for any x86-64 or ARM processor, without what only pictures or several threads need.
+$(LLAMA): $(DEVELOPMENT)
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF" \
+		$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[llama]"
 	touch $@

@@ -67,18 +67,20 @@ def sample_requests() -> list[str]:
 
 def sample_rows(checkpoint: Checkpoint) -> list[list[int]]:
     """
-    Token ids of the requests inside the model's chat template, at most 96 each.
+    Token ids of the requests inside the model's chat template, at most 96 each and no more than the model takes.
 
     Without a tokenizer, or with one that does not fit, a fixed walk through the vocabulary.
     """
-    vocabulary = int(checkpoint.config.get_text_config().vocab_size)
+    config = checkpoint.config.get_text_config()
+    vocabulary = int(config.vocab_size)
+    longest = min(LONGEST, int(getattr(config, "max_position_embeddings", None) or LONGEST))
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory)
-        rows = [ids[:LONGEST] for ids in prompt_ids(tokenizer, sample_requests())]
+        rows = [ids[:longest] for ids in prompt_ids(tokenizer, sample_requests())]
     except (OSError, ValueError):
         rows = []
     if not rows or max(max(row, default=vocabulary) for row in rows) >= vocabulary:
-        rows = [[(7 + 31 * i * (row + 1)) % vocabulary for i in range(24)] for row in range(4)]
+        rows = [[(7 + 31 * i * (row + 1)) % vocabulary for i in range(min(24, longest))] for row in range(4)]
     return rows
 
 
