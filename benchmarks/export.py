@@ -45,7 +45,7 @@ print(json.dumps({"ready": ready, "peak": peak, "seconds": time.perf_counter() -
 
 
 def write_base(directory: Path, config: LlamaConfig, *, per_shard: int) -> int:
-    """A checkpoint of random bfloat16 weights in shards of so many layers, never whole in memory; returns its bytes."""
+    """Write random bfloat16 weights in shards of so many layers, never whole in memory; returns their bytes."""
     directory.mkdir()
     config.save_pretrained(directory)
     shapes = {name: parameter.shape for name, parameter in empty_model(config).named_parameters()}

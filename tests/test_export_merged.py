@@ -133,6 +133,7 @@ def test_names_of_an_index_cannot_lead_elsewhere(tmp_path, name):
     case = make_case(tmp_path)
     index = {"weight_map": dict.fromkeys(load_file(case.base / "model.safetensors"), name)}
     (case.base / "model.safetensors.index.json").write_text(json.dumps(index))
+    (case.base / "model.safetensors").rename(tmp_path / "secret.safetensors")
     with pytest.raises(ValueError, match="expected the bare name of a safetensors file"):
         export(case.adapter, tmp_path / "out", to="merged")
     assert not list(tmp_path.glob("*out*"))
@@ -145,9 +146,11 @@ def test_damaged_or_foreign_weights_are_refused(tmp_path, damage):
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-10])
     elif damage == "index":
+        path.rename(case.base / "model-1.safetensors")
         (case.base / "model.safetensors.index.json").write_text("{")
     elif damage == "missing":
         index = {"weight_map": dict.fromkeys(load_file(path), "model-2.safetensors")}
+        path.rename(case.base / "model-1.safetensors")
         (case.base / "model.safetensors.index.json").write_text(json.dumps(index))
     else:
         path.rename(case.base / "pytorch_model.bin")

@@ -252,11 +252,11 @@ def _files_of_tensors(directory: Path) -> dict[str, str]:
     """Read the index of the weight files, and refuse names that lead out of the directory."""
     index, single = directory / SAFE_WEIGHTS_INDEX_NAME, directory / SAFE_WEIGHTS_NAME
     try:
-        if index.is_file():
-            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        elif single.is_file():
+        if single.is_file():  # in the order in which transformers looks
             with safe_open(str(single), framework="pt") as file:
                 files = dict.fromkeys(file.keys(), SAFE_WEIGHTS_NAME)
+        elif index.is_file():
+            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         else:
             raise ValueError(
                 f"got '{directory.name}' without {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}; expected weights "

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ def exclusive(output: Path, *, force: bool = False, keep: bool = False) -> Itera
                     shutil.rmtree(staging, ignore_errors=True)
                 raise
             finally:
-                output.with_name(f".{output.name}.lock").unlink(missing_ok=True)
+                with suppress(OSError):  # Windows keeps files that are open
+                    output.with_name(f".{output.name}.lock").unlink()
     except Timeout:
         raise ValueError(
             f"got output '{output}', which another export is writing; expected one at a time; wait for it or choose "

@@ -16,7 +16,7 @@ from neurontune_peft.export.checkpoint import Checkpoint
 from neurontune_peft.export.engines import lora_notes
 from neurontune_peft.export.gguf import write_gguf
 from neurontune_peft.export.ia3 import write_ia3
-from neurontune_peft.export.lora import lora_factors, write_lora
+from neurontune_peft.export.lora import check_convertible, write_lora
 from neurontune_peft.export.merged import PLAN, planned_edits, write_merged
 from neurontune_peft.export.ollama import write_ollama
 from neurontune_peft.export.output import exclusive, write_record
@@ -178,12 +178,7 @@ def _prepared(
     if to == "merged":
         planned_edits(changes[0], checkpoint)
     elif to != "ia3":
-        lora_factors(
-            Change(
-                {site: (i[:0], d[:0]) for site, (i, d) in changes[0].sites.items()}, changes[0].neuron_side, 0.0, {}
-            ),
-            checkpoint,
-        )
+        check_convertible(changes[0], checkpoint)
     return _Job(adapter, file, checkpoint, to, getattr(torch, dtype), base, check), changes
 
 
