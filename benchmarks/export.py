@@ -34,11 +34,11 @@ QUICK = {
 }
 CHILD = """
 import json, resource, sys, time
-from neurontune_peft.export import export
+from neurontune_peft.export import export_adapter
 adapter, out, to, model = sys.argv[1:]
 ready = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
-export(adapter, out, to=to, model=model, check="weights")
+export_adapter(adapter, out, to=to, model=model, check="weights")
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"ready": ready, "peak": peak, "seconds": time.perf_counter() - start}))
 """

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from triggers import dynamic_model
 
 from neurontune_peft import NeuronTuneConfig
-from neurontune_peft.export import export
+from neurontune_peft.export import export_adapter
 from neurontune_peft.export.change import change_at
 from neurontune_peft.export.checkpoint import Checkpoint
 from neurontune_peft.export.engines import VLLM_RANKS, lora_notes, vllm_rank
@@ -52,7 +52,7 @@ def config_of(directory: Path) -> dict:
 
 @pytest.mark.parametrize("to", ["lora", "ia3"])
 def test_plain_peft_answers_as_the_adapter_in_a_process_without_this_package(case, tmp_path, to):
-    export(case.adapter, tmp_path / "out", to=to)
+    export_adapter(case.adapter, tmp_path / "out", to=to)
     program = [sys.executable, "-c", ALONE, str(case.base), str(tmp_path / "out"), str(tmp_path / "logits.pt")]
     subprocess.run(program, check=True, capture_output=True)
     found = torch.load(tmp_path / "logits.pt", weights_only=True)
@@ -61,7 +61,7 @@ def test_plain_peft_answers_as_the_adapter_in_a_process_without_this_package(cas
 
 
 def test_a_lora_is_exact_and_has_one_rank_without_patterns(case, tmp_path):
-    made = export(case.adapter, tmp_path / "out", to="lora", strengths=[0.7])
+    made = export_adapter(case.adapter, tmp_path / "out", to="lora", strengths=[0.7])
     assert made.checks[0].weight_error <= EXACT
     assert made.checks[0].logits.greedy == made.checks[0].logits.tokens
     config = config_of(tmp_path / "out")
@@ -74,13 +74,13 @@ def test_a_lora_is_exact_and_has_one_rank_without_patterns(case, tmp_path):
 
 
 def test_sites_with_fewer_neurons_are_filled_up_with_zeros(case, tmp_path):
-    export(case.adapter, tmp_path / "out", to="lora", counts={"safety": 3, "utility": 1})
+    export_adapter(case.adapter, tmp_path / "out", to="lora", counts={"safety": 3, "utility": 1})
     factors = read_lora(tmp_path / "out")
     used = {site: int((pair.b.abs().sum(0) > 0).sum()) for site, pair in factors.items()}
     assert sorted(used.values()) == [2, 2]
     assert {pair.a.shape[0] for pair in factors.values()} == {2}
     assert error_of(logits(lora(case, tmp_path / "out")), logits(case.tuned(safety=3, utility=1))) < 1e-5
-    export(case.adapter, tmp_path / "one", to="lora", counts={"safety": 1, "utility": 2})
+    export_adapter(case.adapter, tmp_path / "one", to="lora", counts={"safety": 1, "utility": 2})
     ranks = {site: int((pair.b.abs().sum(0) > 0).sum()) for site, pair in read_lora(tmp_path / "one").items()}
     assert sorted(ranks.values()) == [1, 2]
 
@@ -89,7 +89,7 @@ def test_sites_with_fewer_neurons_are_filled_up_with_zeros(case, tmp_path):
 @pytest.mark.parametrize("to", ["lora", "ia3"])
 def test_other_architectures_export_exactly(tmp_path, model_type, to):
     case = make_case(tmp_path, model_type)
-    export(case.adapter, tmp_path / "out", to=to)
+    export_adapter(case.adapter, tmp_path / "out", to=to)
     assert error_of(logits(lora(case, tmp_path / "out")), logits(case.tuned())) < 1e-5
     if model_type == "gpt2":  # attention has a `c_proj` too
         assert all(name.endswith("mlp.c_proj") for name in config_of(tmp_path / "out")["target_modules"])
@@ -98,13 +98,13 @@ def test_other_architectures_export_exactly(tmp_path, model_type, to):
 
 def test_a_dense_adapter_needs_no_more_rank_than_output_features(tmp_path):
     case = make_case(tmp_path, config={})
-    export(case.adapter, tmp_path / "out", to="lora")
+    export_adapter(case.adapter, tmp_path / "out", to="lora")
     assert config_of(tmp_path / "out")["r"] == 32
     assert error_of(logits(lora(case, tmp_path / "out")), logits(case.tuned())) < 1e-5
 
 
 def test_several_strengths_stand_side_by_side_for_choice_by_name(case, tmp_path):
-    made = export(case.adapter, tmp_path / "out", to="lora", strengths=[0.0, 0.5, 1.0])
+    made = export_adapter(case.adapter, tmp_path / "out", to="lora", strengths=[0.0, 0.5, 1.0])
     assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == {
         "strength-0",
         "strength-0.5",
@@ -119,7 +119,7 @@ def test_several_strengths_stand_side_by_side_for_choice_by_name(case, tmp_path)
 @pytest.mark.parametrize("to", ["lora", "ia3"])
 def test_output_features_export_where_no_bias_is_in_the_way(tmp_path, to):
     case = make_case(tmp_path, config={"neuron_side": "output", "target_modules": ["q_proj", "v_proj"]})
-    export(case.adapter, tmp_path / "out", to=to)
+    export_adapter(case.adapter, tmp_path / "out", to=to)
     assert error_of(logits(lora(case, tmp_path / "out")), logits(case.tuned())) < 1e-5
 
 
@@ -127,9 +127,9 @@ def test_output_features_with_a_bias_are_refused_as_lora_and_exact_as_ia3(tmp_pa
     base_config = {"neuron_side": "output", "target_modules": ["q_proj"]}
     case = make_case(tmp_path, "qwen2", config=base_config)  # q_proj has a bias
     with pytest.raises(ValueError, match=r"has a bias; expected .* --to merged or --to ia3"):
-        export(case.adapter, tmp_path / "out", to="lora")
+        export_adapter(case.adapter, tmp_path / "out", to="lora")
     assert not (tmp_path / "out").exists()
-    export(case.adapter, tmp_path / "ia3", to="ia3")
+    export_adapter(case.adapter, tmp_path / "ia3", to="ia3")
     assert error_of(logits(lora(case, tmp_path / "ia3")), logits(case.tuned())) < 1e-5
 
 
@@ -138,7 +138,7 @@ def test_fused_experts_are_refused_with_the_way_out(tmp_path, to):
     settings = {"num_local_experts": 4, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     case = make_case(tmp_path, base=experts_model(settings))
     with pytest.raises(ValueError, match=r"fused experts.*--to merged"):
-        export(case.adapter, tmp_path / "out", to=to)
+        export_adapter(case.adapter, tmp_path / "out", to=to)
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
 
 
@@ -158,8 +158,8 @@ def test_a_dynamic_adapter_needs_a_strength_and_says_that_it_became_static(tmp_p
     model.save_pretrained(tmp_path / "adapter")
     options = {"to": "lora", "model": tmp_path / "plain"}
     with pytest.raises(ValueError, match="dynamic modulation and no strength; expected one"):
-        export(tmp_path / "adapter", tmp_path / "out", **options)
-    made = export(tmp_path / "adapter", tmp_path / "out", strengths=[0.5], **options)
+        export_adapter(tmp_path / "adapter", tmp_path / "out", **options)
+    made = export_adapter(tmp_path / "adapter", tmp_path / "out", strengths=[0.5], **options)
     assert any("decides for each request" in note for note in made.notes)
     assert json.loads((tmp_path / "out" / "neurontune_export.json").read_text())["made_static"]
     model.base_model.set_modulation("static")
@@ -169,7 +169,7 @@ def test_a_dynamic_adapter_needs_a_strength_and_says_that_it_became_static(tmp_p
 
 
 def test_lower_precision_rounds_the_factors_once_and_says_how_much(case, tmp_path):
-    made = export(case.adapter, tmp_path / "out", to="lora", dtype="bfloat16")
+    made = export_adapter(case.adapter, tmp_path / "out", to="lora", dtype="bfloat16")
     tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert EXACT < made.checks[0].weight_error < 0.01
@@ -177,7 +177,7 @@ def test_lower_precision_rounds_the_factors_once_and_says_how_much(case, tmp_pat
 
 def test_the_same_export_is_the_same_bytes_and_names_no_path(case, tmp_path):
     for name in ("one", "two"):
-        export(case.adapter, tmp_path / name, to="lora")
+        export_adapter(case.adapter, tmp_path / name, to="lora")
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
         assert str(tmp_path).encode() not in path.read_bytes()
@@ -213,6 +213,6 @@ def test_impossible_wishes_are_refused_before_anything_is_written(case, tmp_path
         ({"to": "onnx"}, "expected one of"),
     ):
         with pytest.raises(ValueError, match=message):
-            export(case.adapter, tmp_path / "out", **({"to": "lora"} | options))
+            export_adapter(case.adapter, tmp_path / "out", **({"to": "lora"} | options))
         assert not list(tmp_path.glob("*out*"))
     assert NeuronTuneConfig.from_pretrained(str(case.adapter)).modulation == "static"

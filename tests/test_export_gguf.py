@@ -15,7 +15,7 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neurontune_peft import Neurons, NeuronTuneConfig, find_sites
-from neurontune_peft.export import export
+from neurontune_peft.export import export_adapter
 from neurontune_peft.export.check import sample_requests
 from neurontune_peft.export.gguf import read_gguf
 from neurontune_peft.export.ollama import template_of
@@ -47,7 +47,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Path]:
 
 
 def test_a_gguf_adapter_holds_the_lora_under_the_names_of_llama_cpp(case, tmp_path):
-    made = export(case.adapter, tmp_path / "out", to="gguf")
+    made = export_adapter(case.adapter, tmp_path / "out", to="gguf")
     assert made.checks[0].weight_error <= 1e-6
     assert made.checks[0].logits.greedy == made.checks[0].logits.tokens
     reader = gguf.GGUFReader(tmp_path / "out" / "adapter.gguf")
@@ -66,20 +66,22 @@ def test_a_gguf_adapter_holds_the_lora_under_the_names_of_llama_cpp(case, tmp_pa
 
 def test_unknown_architectures_and_foreign_base_files_are_refused(case, tmp_path, demo):
     other = make_case(tmp_path / "olmo", "smollm3")
-    export(other.adapter, tmp_path / "known", to="gguf", check="weights")
+    export_adapter(other.adapter, tmp_path / "known", to="gguf", check="weights")
     with pytest.raises(ValueError, match=r"base GGUF whose 'blk.0.ffn_down.weight' has shape .*; expected"):
-        export(case.adapter, tmp_path / "out", to="gguf", base=str(demo[1]))
+        export_adapter(case.adapter, tmp_path / "out", to="gguf", base=str(demo[1]))
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\xff" * 40)
     with pytest.raises(ValueError, match="cannot be read as GGUF"):
-        export(case.adapter, tmp_path / "out", to="gguf", base=str(tmp_path / "broken.gguf"))
+        export_adapter(case.adapter, tmp_path / "out", to="gguf", base=str(tmp_path / "broken.gguf"))
     with pytest.raises(ValueError, match="expected float32 or float16"):
-        export(case.adapter, tmp_path / "out", to="gguf", dtype="bfloat16")
+        export_adapter(case.adapter, tmp_path / "out", to="gguf", dtype="bfloat16")
     assert not list(tmp_path.glob("*out*"))
 
 
 def test_a_modelfile_names_base_adapter_template_and_stops(demo, tmp_path):
     case, base = demo
-    made = export(case.adapter, tmp_path / "out", to="ollama", model=case.base, base=str(base), check="weights")
+    made = export_adapter(
+        case.adapter, tmp_path / "out", to="ollama", model=case.base, base=str(base), check="weights"
+    )
     lines = (tmp_path / "out" / "Modelfile").read_text().splitlines()
     assert lines[:2] == ["FROM ./base.gguf", "ADAPTER ./adapter.gguf"]
     assert lines[2] == (
@@ -92,11 +94,11 @@ def test_a_modelfile_names_base_adapter_template_and_stops(demo, tmp_path):
 
 
 def test_the_modelfile_of_a_named_base_has_no_file_and_names_cannot_smuggle_lines(case, tmp_path):
-    export(case.adapter, tmp_path / "out", to="ollama", base="llama3.2:1b", check="weights")
+    export_adapter(case.adapter, tmp_path / "out", to="ollama", base="llama3.2:1b", check="weights")
     assert (tmp_path / "out" / "Modelfile").read_text().startswith("FROM llama3.2:1b\nADAPTER ./adapter.gguf\n")
     for base in ("x\nSYSTEM evil", "../base.gguf", ""):
         with pytest.raises(ValueError, match=r"correct --base"):
-            export(case.adapter, tmp_path / "other", to="ollama", base=base)
+            export_adapter(case.adapter, tmp_path / "other", to="ollama", base=base)
         assert not list(tmp_path.glob("*other*"))
 
 
@@ -132,7 +134,7 @@ def test_without_a_faithful_template_the_modelfile_has_none_and_says_so(tmp_path
     case = make_case(tmp_path)
     tokenizer = tiny_tokenizer(chat_template="{{ strftime_now('%Y') }}" + SYSTEM)
     tokenizer.save_pretrained(case.base)
-    made = export(case.adapter, tmp_path / "out", to="ollama", base="llama3", check="weights")
+    made = export_adapter(case.adapter, tmp_path / "out", to="ollama", base="llama3", check="weights")
     assert "TEMPLATE" not in (tmp_path / "out" / "Modelfile").read_text()
     assert any("it writes the date" in note for note in made.notes)
 
@@ -146,9 +148,17 @@ def engine(demo: tuple[Case, Path], tmp_path_factory: pytest.TempPathFactory) ->
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (pip install .[llama])")
     case, base = demo
     out = tmp_path_factory.mktemp("out") / "gguf"
-    export(case.adapter, out, to="gguf", model=case.base, base=str(base), check="weights")
+    export_adapter(case.adapter, out, to="gguf", model=case.base, base=str(base), check="weights")
     llm = llama_cpp.Llama(
-        str(base), n_ctx=512, n_threads=1, logits_all=True, verbose=False, type_k=0, type_v=0, seed=0
+        str(base),
+        n_ctx=512,
+        n_threads=1,
+        n_threads_batch=1,
+        logits_all=True,
+        verbose=False,
+        type_k=0,
+        type_v=0,
+        seed=0,
     )
     adapter = llama_cpp.llama_adapter_lora_init(llm.model, str(out / "adapter.gguf").encode())
     assert adapter, "llama.cpp refused the adapter"
@@ -226,7 +236,7 @@ def test_llama_cpp_tokenizes_the_chat_as_transformers_does(demo, engine):
 
 def test_llama_cpp_refuses_the_adapter_for_another_base(demo, case, tmp_path):
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (pip install .[llama])")
-    export(case.adapter, tmp_path / "out", to="gguf", check="weights")
-    llm = llama_cpp.Llama(str(demo[1]), n_ctx=32, n_threads=1, verbose=False)
+    export_adapter(case.adapter, tmp_path / "out", to="gguf", check="weights")
+    llm = llama_cpp.Llama(str(demo[1]), n_ctx=32, n_threads=1, n_threads_batch=1, verbose=False)
     assert not llama_cpp.llama_adapter_lora_init(llm.model, str(tmp_path / "out" / "adapter.gguf").encode())
     llm.close()

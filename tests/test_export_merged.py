@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from test_experts import moe_model
 
 from neurontune_peft import NeuronTuneConfig, find_sites
-from neurontune_peft.export import export
+from neurontune_peft.export import export_adapter
 from neurontune_peft.export.change import change_at
 from neurontune_peft.export.checkpoint import Checkpoint
 from neurontune_peft.export.merged import planned_edits
@@ -27,7 +27,7 @@ def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> boo
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_merged_weights_are_those_of_merge_and_unload_bit_for_bit(tmp_path, model_type, dtype):
     case = make_case(tmp_path, model_type, dtype=dtype)
-    made = export(case.adapter, tmp_path / "out", to="merged", strengths=[0.7], counts={"safety": 5})
+    made = export_adapter(case.adapter, tmp_path / "out", to="merged", strengths=[0.7], counts={"safety": 5})
     assert made.checks[0].logits.largest == 0
     wanted = case.tuned(strength=0.7, safety=5).merge_and_unload()
     assert same(state(tmp_path / "out"), wanted.state_dict())
@@ -37,7 +37,7 @@ def test_merged_weights_are_those_of_merge_and_unload_bit_for_bit(tmp_path, mode
 
 def test_output_features_merge_with_their_bias(tmp_path):
     case = make_case(tmp_path, "opt", config={"neuron_side": "output", "target_modules": ["fc2"]})
-    export(case.adapter, tmp_path / "out", to="merged")
+    export_adapter(case.adapter, tmp_path / "out", to="merged")
     assert same(state(tmp_path / "out"), case.tuned().merge_and_unload().state_dict())
 
 
@@ -45,7 +45,7 @@ def test_output_features_merge_with_their_bias(tmp_path):
 def test_experts_merge_as_the_checkpoint_stores_them(tmp_path, model_type):
     case = make_case(tmp_path, base=moe_model(model_type))
     keys = load_file(case.base / "model.safetensors")
-    export(case.adapter, tmp_path / "out", to="merged")
+    export_adapter(case.adapter, tmp_path / "out", to="merged")
     merged = load_file(tmp_path / "out" / "model.safetensors")
     assert keys.keys() == merged.keys()
     assert same(state(tmp_path / "out"), case.tuned().merge_and_unload().state_dict())
@@ -60,7 +60,7 @@ def test_untouched_shards_are_links_and_all_else_goes_along(tmp_path):
     (case.base / "modeling.py").write_text("raise SystemExit")
     (case.base / "LICENSE").write_text("terms")
     (case.base / "pytorch_model.bin").write_bytes(b"x")
-    export(case.adapter, tmp_path / "out", to="merged")
+    export_adapter(case.adapter, tmp_path / "out", to="merged")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE"} <= names
     assert {"generation_config.json", "neurontune_export.json", "model.safetensors.index.json"} <= names
@@ -83,7 +83,7 @@ def test_without_hard_links_shards_are_copied_byte_for_byte(tmp_path, monkeypatc
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", no_links)
-    export(case.adapter, tmp_path / "out", to="merged", check="weights")
+    export_adapter(case.adapter, tmp_path / "out", to="merged", check="weights")
     for path in case.base.glob("*.safetensors"):
         copy = tmp_path / "out" / path.name
         assert not path.samefile(copy)
@@ -93,9 +93,9 @@ def test_without_hard_links_shards_are_copied_byte_for_byte(tmp_path, monkeypatc
 
 def test_the_size_of_chunks_does_not_show(tmp_path, monkeypatch):
     case = make_case(tmp_path, dtype=torch.bfloat16)
-    export(case.adapter, tmp_path / "large", to="merged", check="weights")
+    export_adapter(case.adapter, tmp_path / "large", to="merged", check="weights")
     monkeypatch.setattr("neurontune_peft.export.streaming.CHUNK", 100)
-    export(case.adapter, tmp_path / "small", to="merged", check="weights")
+    export_adapter(case.adapter, tmp_path / "small", to="merged", check="weights")
     small, large = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("small", "large"))
     assert small == large != (case.base / "model.safetensors").read_bytes()
 
@@ -112,7 +112,7 @@ def test_edits_leave_every_other_byte_alone(tmp_path):
 
 def test_strength_zero_is_the_base_model_byte_for_byte(tmp_path):
     case = make_case(tmp_path)
-    export(case.adapter, tmp_path / "out", to="merged", strengths=[0.0])
+    export_adapter(case.adapter, tmp_path / "out", to="merged", strengths=[0.0])
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (case.base / "model.safetensors").read_bytes()
 
 
@@ -124,7 +124,7 @@ def test_a_quantised_weight_is_refused_and_nothing_written(tmp_path):
     save_file(tensors, case.base / "model.safetensors", metadata={"format": "pt"})
     for to in ("merged", "lora"):
         with pytest.raises(ValueError, match="stored as I8; expected floating-point weights"):
-            export(case.adapter, tmp_path / "out", to=to)
+            export_adapter(case.adapter, tmp_path / "out", to=to)
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -135,7 +135,7 @@ def test_names_of_an_index_cannot_lead_elsewhere(tmp_path, name):
     (case.base / "model.safetensors.index.json").write_text(json.dumps(index))
     (case.base / "model.safetensors").rename(tmp_path / "secret.safetensors")
     with pytest.raises(ValueError, match="expected the bare name of a safetensors file"):
-        export(case.adapter, tmp_path / "out", to="merged")
+        export_adapter(case.adapter, tmp_path / "out", to="merged")
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -155,7 +155,7 @@ def test_damaged_or_foreign_weights_are_refused(tmp_path, damage):
     else:
         path.rename(case.base / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"expected (whole|all shards|weights in safetensors)"):
-        export(case.adapter, tmp_path / "out", to="merged")
+        export_adapter(case.adapter, tmp_path / "out", to="merged")
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -166,12 +166,12 @@ def test_an_adapter_with_whole_modules_is_refused(tmp_path):
     )
     get_peft_model(base, config).save_pretrained(tmp_path / "whole")
     with pytest.raises(ValueError, match=r"modules_to_save=.*; expected scales alone"):
-        export(tmp_path / "whole", tmp_path / "out", to="merged", model=tmp_path / "base")
+        export_adapter(tmp_path / "whole", tmp_path / "out", to="merged", model=tmp_path / "base")
 
 
 def test_the_merged_model_answers_through_plain_transformers(tmp_path):
     case = make_case(tmp_path)
-    export(case.adapter, tmp_path / "out", to="merged", strengths=[1.0, 2.0])
+    export_adapter(case.adapter, tmp_path / "out", to="merged", strengths=[1.0, 2.0])
     for strength in (1, 2):
         merged = type(case.model()).from_pretrained(tmp_path / "out" / f"strength-{strength}").eval()
         wanted = case.tuned(strength=float(strength)).merge_and_unload()

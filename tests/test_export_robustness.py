@@ -11,7 +11,7 @@ import pytest
 from exports import Case, make_case
 
 from neurontune_peft.cli import main
-from neurontune_peft.export import export, run
+from neurontune_peft.export import export_adapter, run
 from neurontune_peft.export.output import RECORD, exclusive
 
 FORMATS = ("lora", "ia3", "gguf", "ollama", "merged")
@@ -25,7 +25,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 def write(case: Case, output: Path, to: str, **options: object) -> run.Export:
     if to in ("gguf", "ollama"):
         pytest.importorskip("gguf", reason="the package gguf is not installed")
-    return export(
+    return export_adapter(
         case.adapter, output, to=to, check="weights", **({"base": "llama3"} if to == "ollama" else {}), **options
     )
 

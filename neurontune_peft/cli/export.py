@@ -10,7 +10,7 @@ import tyro
 
 from neurontune_peft.cli.common import parse_counts
 from neurontune_peft.export import Export as Exported
-from neurontune_peft.export import export
+from neurontune_peft.export import export_adapter
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Export:
 
     def run(self) -> None:
         """Write, check and say what to do with it."""
-        made = export(
+        made = export_adapter(
             self.adapter,
             self.output,
             to=self.to,

@@ -62,7 +62,7 @@ class _Job:
     check: str
 
 
-def export(
+def export_adapter(
     adapter: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
@@ -104,9 +104,9 @@ def export(
     Example:
 
         ```py
-        >>> from neurontune_peft import export
+        >>> from neurontune_peft import export_adapter
 
-        >>> export("adapter", "adapter-lora", to="lora", strengths=[0.5, 1.0])
+        >>> export_adapter("adapter", "adapter-lora", to="lora", strengths=[0.5, 1.0])
         ```
     """
     job, changes = _prepared(
