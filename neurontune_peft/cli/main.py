@@ -36,6 +36,7 @@ COMMANDS = {
     "sites": Command("sites", "Sites", "where the neurons of a model are"),
     "inspect": Command("inspect", "Inspect", "what is in an adapter; no model is loaded"),
     "audit": Command("audit", "Audit", "is an adapter only scales, how strong, and does it protect"),
+    "export": Command("export", "Export", "exact LoRA, IA3, GGUF, Ollama or merged checkpoint"),
     "compose": Command("compose", "Compose", "several adapters into one"),
     "diff": Command("diff", "Diff", "what differs between two adapters or reports"),
     "prune": Command("prune", "Prune", "keep fewer neurons of an adapter"),
