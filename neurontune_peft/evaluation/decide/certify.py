@@ -19,8 +19,8 @@ from neurontune_peft.evaluation.decide.frontier import Frontier, Measured
 from neurontune_peft.evaluation.decide.measuring import Measurer, journal_for
 from neurontune_peft.evaluation.decide.settings import counts_of, in_order, own_threshold, path
 from neurontune_peft.evaluation.decide.testing import Count, check_limits, fixed_sequence
-from neurontune_peft.evaluation.measure import evaluate, judge_name
-from neurontune_peft.judges import Judge, format_judge
+from neurontune_peft.evaluation.measure import evaluate
+from neurontune_peft.judges import Judge, format_judge, judge_name
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.training.trigger import check_adapter
 from neurontune_peft.tuner.presets import Setting, check_setting

@@ -15,8 +15,8 @@ from neurontune_peft.evaluation.compare.points import measured_part
 from neurontune_peft.evaluation.decide.frontier import Frontier
 from neurontune_peft.evaluation.decide.measuring import Measurer, journal_for
 from neurontune_peft.evaluation.decide.settings import COUNTS, STRENGTHS, Count, grid, in_order
-from neurontune_peft.evaluation.measure import evaluate, judge_name
-from neurontune_peft.judges import Judge, format_judge
+from neurontune_peft.evaluation.measure import evaluate
+from neurontune_peft.judges import Judge, format_judge, judge_name
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.training.trigger import check_adapter
 from neurontune_peft.tuner.presets import Setting, check_setting
