@@ -35,11 +35,13 @@ from neurontune_peft.selection import select
 from neurontune_peft.training import (
     Log,
     MetaConfig,
+    TriggerFit,
     check_fittable,
     check_learnable,
     fit_trigger,
     for_flagged_requests,
     meta_train,
+    nearly_flagged,
     with_neurons,
     without,
     without_zeros,
@@ -71,6 +73,7 @@ class Tune(ModelOptions):
         modulation: "dynamic" scales the requests alone that a trigger on the same neurons takes for harmful; "static"
             scales all.
         false_positive_budget: Largest share of harmless requests that may trigger, on requests kept back.
+        nearly_flagged: Share of the harmless train requests, those nearest to triggering, that scales are learnt from.
         strength_on: Strength of requests that trigger.
         training: How the scales are learnt.
         track: Where the losses of each step are shown: "tensorboard" (in runs/ beside the output) or "trackio".
@@ -89,6 +92,7 @@ class Tune(ModelOptions):
     rounds: int = 1
     modulation: Literal["dynamic", "static"] = "dynamic"
     false_positive_budget: float = 0.08
+    nearly_flagged: float = 0.25
     strength_on: float = 1.5
     training: MetaConfig = field(default_factory=for_flagged_requests)
     track: Tracker | None = None
@@ -156,6 +160,8 @@ class Tune(ModelOptions):
         unknown = [role for role in parse_counts(self.counts) if role not in ROLES]
         if unknown:
             raise ValueError(f"got role '{unknown[0]}'; expected one of {list(ROLES)}; correct --counts")
+        if not 0 < self.nearly_flagged <= 1:
+            raise ValueError(f"got nearly_flagged={self.nearly_flagged}; expected a share up to 1; 0.25 is a quarter")
         wrong = [share for share in self.shares if not 0 < share < 1]
         if wrong or self.rounds < 1:
             raise ValueError(
@@ -176,7 +182,7 @@ class Tune(ModelOptions):
         track: Callable[..., None] | None = None,
     ) -> Made:
         """
-        Score, select, train, and fit the trigger: everything but measuring.
+        Score, select, fit the trigger, and train for what it flags: everything but measuring.
 
         Args:
             model (`PreTrainedModel`): The base model, which gets the adapter.
@@ -190,6 +196,7 @@ class Tune(ModelOptions):
         held: Neurons | None = None
         kept: list[Scores] = []
         logs: list[Log] = []
+        trigger: TriggerFit | None = None
         for number in range(1, self.rounds + 1):
             scored = model if tuned is None else tuned
             scores = steps.scores(f"round-{number}", partial(self._score, scored, tokenizer, prompts))
@@ -201,31 +208,38 @@ class Tune(ModelOptions):
                 tuned = get_peft_model(model, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=held))
             else:
                 tuned = with_neurons(tuned, held)
+            trigger, met = self._flagged(tuned, tokenizer, prompts, steps)
             with steps.timed(f"training scales{f' (round {number})' if self.rounds > 1 else ''}"):
-                checkpoint = steps.directory / f"training-{number}.safetensors"
                 options: dict[str, Any] = {
                     "chat_template": self.chat_template,
-                    "checkpoint": checkpoint,
+                    "checkpoint": steps.directory / f"training-{number}.safetensors",
                     "track": track,
                 }
-                logs.append(meta_train(tuned, tokenizer, prompts, self.training, **options))
+                logs.append(meta_train(tuned, tokenizer, met, self.training, **options))
             if logs[-1].stopped.startswith("interrupted"):
                 raise KeyboardInterrupt(logs[-1].stopped)
+            if number < self.rounds or self.training.l1:  # the neurons change, and the trigger's weights with them
+                tuned.base_model.set_modulation("static")
         if self.training.l1:
             tuned = without_zeros(tuned)
-        trigger = None
-        if self.modulation == "dynamic":
-            with steps.timed("fitting the trigger"):
-                trigger = fit_trigger(
-                    tuned,
-                    tokenizer,
-                    prompts,
-                    false_positive_budget=self.false_positive_budget,
-                    seed=self.training.seed,
-                    chat_template=self.chat_template,
-                )
+            trigger, _ = self._flagged(tuned, tokenizer, prompts, steps)
+        if trigger is not None:
             tuned.peft_config["default"].strength_on = self.strength_on if trigger.dynamic else 1.0
         return Made(tuned, tuned.base_model.get_neurons(), tuple(kept), tuple(logs), trigger)
+
+    def _flagged(
+        self, tuned: Any, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, steps: Steps
+    ) -> tuple[TriggerFit | None, PromptSet]:
+        """Fit the trigger, and leave those prompts that scales of flagged requests are learnt from."""
+        if self.modulation == "static":
+            return None, prompts
+        options: dict[str, Any] = {"seed": self.training.seed, "chat_template": self.chat_template}
+        with steps.timed("fitting the trigger"):
+            budget = self.false_positive_budget
+            trigger = fit_trigger(tuned, tokenizer, prompts, false_positive_budget=budget, **options)
+            if not trigger.dynamic:
+                return trigger, prompts
+            return trigger, nearly_flagged(tuned, tokenizer, prompts, share=self.nearly_flagged, **options)
 
     def _score(self, model: Any, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, checkpoint: Path) -> Scores:
         return attribute(
@@ -252,7 +266,16 @@ class Tune(ModelOptions):
     def _options(self, prompts: PromptSet, model: PreTrainedModel) -> dict[str, Any]:
         """What an interrupted run must have in common with the one that goes on."""
         weights = fingerprint(dict(model.named_parameters()))
-        names = ("method", "counts", "overlap", "spread", "rounds")
+        names = (
+            "method",
+            "counts",
+            "overlap",
+            "spread",
+            "rounds",
+            "modulation",
+            "false_positive_budget",
+            "nearly_flagged",
+        )
         own = {name: str(getattr(self, name)) for name in names}
         measured = {name: getattr(self, name) for name in ("max_new_tokens", "batch_size", "chat_template", "dtype")}
         training = self.training.to_dict()
