@@ -93,6 +93,7 @@ class Toy:
         output: New file.
         rate: A number.
         names: Some names.
+        sizes: Some numbers.
         limit: Most of it.
         force: Whether to.
         part: Its part.
@@ -102,6 +103,7 @@ class Toy:
     output: Path = field(kw_only=True)
     rate: float = 0.1
     names: tuple[str, ...] = ("a",)
+    sizes: list[float] = field(default_factory=list)
     limit: int | None = None
     force: bool = False
     part: Inner = field(default_factory=Inner)
@@ -170,6 +172,7 @@ def test_options_in_a_file_are_those_of_the_command_line_which_goes_first(toy, t
         ("limit: 1.5", "got limit=1.5 in here.yaml; expected a whole number or null"),
         ("force: 1", "got force=1 in here.yaml; expected true or false"),
         ("names: b", "got names='b' in here.yaml; expected a list"),
+        ("sizes: [1, big]", "got sizes=[1, 'big'] in here.yaml; expected a number"),
         ("thing: 3", "got thing=3 in here.yaml; expected text"),
         ("command: tune", "got here.yaml, made by 'tune'; expected options of 'toy'"),
         ("- a", "without a mapping"),
@@ -189,7 +192,7 @@ def test_an_output_has_the_options_of_its_run_beside_it_from_which_it_is_repeate
     toy("x", "--output", "one", "--rate", "0.30000000000000004", "--steps", "5", "--names", "no", "1e5")
     record = yaml.safe_load((tmp_path / "one.run.yaml").read_text())
     assert record["command"] == "toy"
-    assert set(record) == {"command", "thing", "rate", "names", "limit", "force", "steps"}
+    assert set(record) == {"command", "thing", "rate", "names", "sizes", "limit", "force", "steps"}
     toy("--config", "one.run.yaml", "--output", "two")
     assert (tmp_path / "two").read_text() == (tmp_path / "one").read_text()
     assert not list(tmp_path.glob("*.tmp"))
