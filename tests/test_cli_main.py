@@ -117,8 +117,19 @@ class Toy:
         self.output.write_text(f"{self.thing} {self.rate} {self.names} {self.limit} {self.force} {self.part.steps}")
         print("for people")
         if self.thing == "fails":
-            raise SystemExit(1)
+            raise calls.CheckFailed(Found(self.part.steps))
         return {"steps": self.part.steps}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A result that knows itself as JSON types."""
+
+    steps: int
+
+    def as_dict(self) -> dict[str, int]:
+        """As JSON types."""
+        return {"steps": self.steps}
 
 
 @pytest.fixture
@@ -228,7 +239,8 @@ def test_json_is_one_object_on_stdout_whatever_happens(toy, capsys):
     assert shown.err == "for people\n"
     with pytest.raises(SystemExit):
         toy("fails", "--output", "two", "--json")
-    assert json.loads(capsys.readouterr().out)["exit_code"] == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["exit_code"], found["result"]) == (1, {"steps": 3})
     with pytest.raises(SystemExit):
         toy("wrong", "--output", "three", "--json")
     assert json.loads(capsys.readouterr().out)["error"] == "got wrong; expected right; do it"
