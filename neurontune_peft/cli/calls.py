@@ -49,7 +49,7 @@ class Result(Protocol):
         """The value as JSON types."""
 
 
-class CheckFailed(SystemExit):  # noqa: N818 - an end of the program, not an error
+class CheckFailed(SystemExit):
     """
     What a command raises when what it checks does not hold: exit code 1, and the result all the same.
 
