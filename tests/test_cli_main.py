@@ -93,6 +93,7 @@ class Toy:
         output: New file.
         rate: A number.
         names: Some names.
+        sizes: Some numbers.
         limit: Most of it.
         force: Whether to.
         part: Its part.
@@ -102,6 +103,7 @@ class Toy:
     output: Path = field(kw_only=True)
     rate: float = 0.1
     names: tuple[str, ...] = ("a",)
+    sizes: list[float] = field(default_factory=list)
     limit: int | None = None
     force: bool = False
     part: Inner = field(default_factory=Inner)
@@ -115,8 +117,19 @@ class Toy:
         self.output.write_text(f"{self.thing} {self.rate} {self.names} {self.limit} {self.force} {self.part.steps}")
         print("for people")
         if self.thing == "fails":
-            raise SystemExit(1)
+            raise calls.CheckFailed(Found(self.part.steps))
         return {"steps": self.part.steps}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A result that knows itself as JSON types."""
+
+    steps: int
+
+    def as_dict(self) -> dict[str, int]:
+        """As JSON types."""
+        return {"steps": self.steps}
 
 
 @pytest.fixture
@@ -170,6 +183,7 @@ def test_options_in_a_file_are_those_of_the_command_line_which_goes_first(toy, t
         ("limit: 1.5", "got limit=1.5 in here.yaml; expected a whole number or null"),
         ("force: 1", "got force=1 in here.yaml; expected true or false"),
         ("names: b", "got names='b' in here.yaml; expected a list"),
+        ("sizes: [1, big]", "got sizes=[1, 'big'] in here.yaml; expected a number"),
         ("thing: 3", "got thing=3 in here.yaml; expected text"),
         ("command: tune", "got here.yaml, made by 'tune'; expected options of 'toy'"),
         ("- a", "without a mapping"),
@@ -189,7 +203,7 @@ def test_an_output_has_the_options_of_its_run_beside_it_from_which_it_is_repeate
     toy("x", "--output", "one", "--rate", "0.30000000000000004", "--steps", "5", "--names", "no", "1e5")
     record = yaml.safe_load((tmp_path / "one.run.yaml").read_text())
     assert record["command"] == "toy"
-    assert set(record) == {"command", "thing", "rate", "names", "limit", "force", "steps"}
+    assert set(record) == {"command", "thing", "rate", "names", "sizes", "limit", "force", "steps"}
     toy("--config", "one.run.yaml", "--output", "two")
     assert (tmp_path / "two").read_text() == (tmp_path / "one").read_text()
     assert not list(tmp_path.glob("*.tmp"))
@@ -225,7 +239,8 @@ def test_json_is_one_object_on_stdout_whatever_happens(toy, capsys):
     assert shown.err == "for people\n"
     with pytest.raises(SystemExit):
         toy("fails", "--output", "two", "--json")
-    assert json.loads(capsys.readouterr().out)["exit_code"] == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["exit_code"], found["result"]) == (1, {"steps": 3})
     with pytest.raises(SystemExit):
         toy("wrong", "--output", "three", "--json")
     assert json.loads(capsys.readouterr().out)["error"] == "got wrong; expected right; do it"

@@ -78,7 +78,7 @@ def test_the_method_and_the_judge_of_the_page_on_extending_work():
             exec(text, names)
     model, tokenizer, prompts = tiny_llama(), tiny_tokenizer(), tiny_prompt_set()
     scores = attribute(model, tokenizer, prompts, method=names["last_activation"], roles=("safety",))
-    assert scores.values.abs().sum() > 0
+    assert all(values.abs().sum() > 0 for values in scores.values["safety"].values())
     report = evaluate(model, tokenizer, prompts, judge=names["polite"], max_new_tokens=4)
     assert {example.label for example in report.examples} <= {"refusal", "compliance"}
 

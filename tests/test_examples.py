@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from neurontune_peft import NeuronTuneConfig
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -18,9 +22,9 @@ def _in_the_examples(tmp_path, monkeypatch):
     monkeypatch.chdir(EXAMPLES)
 
 
-def run(monkeypatch, name: str, output: Path) -> int:
+def run(monkeypatch, name: str, output: Path, *more: str) -> int:
     """Run a script as a user does; returns its exit code."""
-    monkeypatch.setattr(sys, "argv", [name, "--output", str(output)])
+    monkeypatch.setattr(sys, "argv", [name, "--output", str(output), *more])
     try:
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     except SystemExit as end:
@@ -58,6 +62,28 @@ def test_methods_are_compared_in_one_table(tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, "compare_methods.py", tmp_path / "out.json") == 0
     methods = {point["method"] for point in json.loads((tmp_path / "out.json").read_text())["points"]}
     assert methods == {"base", "neurontune", "random", "ia3", "system-prompt"}
+
+
+def test_llama_cpp_answers_at_three_strengths_and_0_is_the_base_model(tmp_path, monkeypatch, capsys):
+    for module in ("llama_cpp", "gguf", "neurontune_peft.export"):
+        pytest.importorskip(module, reason=f"{module} is not installed (make llama)")
+    from gguf_base import write_base_gguf
+
+    model = AutoModelForCausalLM.from_pretrained(EXAMPLES / "demo_model" / "model", dtype=torch.float32)
+    tuned = get_peft_model(model, NeuronTuneConfig(task_type="CAUSAL_LM", init_weights=False))
+    tuned.save_pretrained(tmp_path / "adapter")
+    base = write_base_gguf(EXAMPLES / "demo_model" / "model", tmp_path / "base.gguf")
+    more = ["--adapter", str(tmp_path / "adapter"), "--base", str(base)]
+    assert run(monkeypatch, "llama_cpp_dial.py", tmp_path / "out", *more) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["strength 0", "strength 0.5", "strength 1"]
+    tokenizer = AutoTokenizer.from_pretrained(EXAMPLES / "demo_model" / "model")
+    chat = [{"role": "user", "content": "Explain how a lock works."}]
+    batch = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with tuned.strength(0.0):
+        whole = tuned.generate(**batch, max_new_tokens=24, do_sample=False)
+    answer = tokenizer.decode(whole[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert lines[0] == f"strength 0: {answer!r}"
 
 
 @pytest.mark.parametrize("name", ["which_neurons", "the_dial"])

@@ -427,4 +427,4 @@ def test_the_command_does_without_matplotlib(files, capsys, monkeypatch):
     monkeypatch.setattr("neurontune_peft.cli.verify.find_spec", lambda name: None)
     command(files, "planted.json").run()
     assert {path.name for path in (files / "out").iterdir()} == {"trust.json", "trust.md"}
-    assert "matplotlib is not installed" in capsys.readouterr().out
+    assert "matplotlib is not installed" in capsys.readouterr().err

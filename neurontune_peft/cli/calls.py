@@ -49,6 +49,19 @@ class Result(Protocol):
         """The value as JSON types."""
 
 
+class CheckFailed(SystemExit):
+    """
+    What a command raises when what it checks does not hold: exit code 1, and the result all the same.
+
+    Args:
+        result (`Result`): What was found.
+    """
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(1)
+        self.result = result
+
+
 def run(name: str, command: type, words: Sequence[str]) -> int:
     """
     Parse the words that follow a command's name, and run it.
@@ -160,6 +173,8 @@ def _run_for_machines(call: Call, work: Callable[[], Any]) -> int:
     try:
         with contextlib.redirect_stdout(text):
             result = work()
+    except CheckFailed as end:
+        code, result = 1, end.result
     except SystemExit as end:
         code = _code(end)
     except (ValueError, OSError) as wrong:

@@ -161,11 +161,13 @@ def _converted(hint: Any, value: Any, directory: Path) -> Any:
     if origin is Annotated:
         return _converted(inner[0], value, directory)
     if origin in (Union, types.UnionType):
-        return _first_that_fits(hint, inner, value, directory)
+        return _first_that_fits(inner, value, directory)
     if origin is Literal:
         return _checked(value in inner and type(value) in {type(one) for one in inner}, value, f"one of {list(inner)}")
+    if origin is list:
+        return list(_tuple((inner[0], ...), value, directory))
     if origin is tuple:
-        return _tuple(hint, inner, value, directory)
+        return _tuple(inner, value, directory)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         _checked(isinstance(value, dict), value, "a mapping")
         return {key: _converted(inner[1], one, directory) for key, one in value.items()}
@@ -181,7 +183,7 @@ def _converted(hint: Any, value: Any, directory: Path) -> Any:
     return _checked(type(value) is hint, value, {bool: "true or false", int: "a whole number"}.get(hint, str(hint)))
 
 
-def _first_that_fits(hint: Any, kinds: Sequence[Any], value: Any, directory: Path) -> Any:
+def _first_that_fits(kinds: Sequence[Any], value: Any, directory: Path) -> Any:
     reasons = []
     for kind in sorted(kinds, key=lambda kind: kind is str):  # text last: "auto" may be a word of its own
         try:
@@ -191,7 +193,7 @@ def _first_that_fits(hint: Any, kinds: Sequence[Any], value: Any, directory: Pat
     raise TypeError(" or ".join(reasons))
 
 
-def _tuple(hint: Any, inner: Sequence[Any], value: Any, directory: Path) -> tuple[Any, ...]:
+def _tuple(inner: Sequence[Any], value: Any, directory: Path) -> tuple[Any, ...]:
     values = _checked(isinstance(value, list | tuple), value, "a list, such as [a, b]")
     if len(inner) == 2 and inner[1] is Ellipsis:
         return tuple(_converted(inner[0], one, directory) for one in values)

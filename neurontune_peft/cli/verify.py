@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 from neurontune_peft.checks import write_atomically
+from neurontune_peft.cli.calls import CheckFailed
 from neurontune_peft.cli.common import ModelOptions, check_output, with_answers, written_whole
 from neurontune_peft.evaluation.trust import TrainingPlan, Trust, verify
 from neurontune_peft.neurons import Neurons, Scores
@@ -60,12 +62,12 @@ class Verify(ModelOptions):
     batch_size: int = 8
     seed: int = 0
 
-    def run(self) -> None:
+    def run(self) -> Trust:
         """
         Verify, print and save.
 
         Raises:
-            SystemExit: With code 1 when the list is not shown to be better than random; all files are written.
+            CheckFailed: When the list is not shown to be better than random; all files are written.
         """
         check_output(self.output)
         neurons = Neurons.load(self.neurons)
@@ -97,11 +99,15 @@ class Verify(ModelOptions):
         print(trust)
         print(f"Report: {self.output}")
         if not trust.better_than_random:
-            raise SystemExit(1)
+            raise CheckFailed(trust)
+        return trust
 
     def _draw(self, directory: Path, trust: Trust, neurons: Neurons, scores: Scores | None) -> None:
         if find_spec("matplotlib") is None:
-            print("No pictures: matplotlib is not installed; pip install 'neurontune-peft[plot]' brings it.")
+            print(
+                "No pictures: matplotlib is not installed; pip install 'neurontune-peft[plot]' brings it.",
+                file=sys.stderr,
+            )
             return
         plot_interventions(trust).savefig(directory / "interventions.png", dpi=150)
         if trust.curves:
