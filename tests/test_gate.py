@@ -104,7 +104,7 @@ def test_damaged_files_are_refused(tmp_path):
     settings = path / SETTINGS
     values = json.loads(settings.read_text())
     settings.write_text(json.dumps(values | {"format_version": 9}))
-    with pytest.raises(ValueError, match="got format_version 9|format_version 9 in the trigger"):
+    with pytest.raises(ValueError, match="format_version 9 in the trigger"):
         Trigger.load(path)
     settings.write_text(json.dumps(values))
     tensors = load_file(path / TENSORS)
@@ -113,7 +113,7 @@ def test_damaged_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="expected finite ones, a row per neuron"):
         Trigger.load(path)
     (path / TENSORS).write_bytes(b"cut off")
-    with pytest.raises(ValueError, match="expected trigger.json and trigger.safetensors of a trigger"):
+    with pytest.raises(ValueError, match=r"expected trigger\.json and trigger\.safetensors of a trigger"):
         Trigger.load(path)
 
 

@@ -1,4 +1,4 @@
-"""The trigger alone: a classifier of a few kilobytes that tells a gateway which requests to send to the tuned model."""
+"""The trigger alone: a tiny classifier that tells a gateway which requests to send to the tuned model."""
 
 from __future__ import annotations
 
