@@ -20,8 +20,9 @@ class MetaConfig:
 
     Args:
         order (`str`, *optional*, defaults to `"first"`):
-            `"first"` (first-order meta-learning), `"second"` (through the inner steps), `"none"` (plain joint training
-            on the same data, the control). *ours*; the paper says "meta-learning".
+            `"first"` (first-order meta-learning), `"second"` (through the inner steps), `"reptile"` (the mean gradient
+            of the inner steps, arXiv 1803.02999), `"none"` (plain joint training on the same data, the control).
+            *ours*; the paper says "meta-learning".
         steps (`int`, *optional*, defaults to `150`): Outer steps. *ours*
         lr (`float`, *optional*, defaults to `0.1`): Step size of Adam on the deltas, falling linearly to 0. *ours*
         inner_steps (`int`, *optional*, defaults to `5`): Steps on a family's support set. *re-implementation*
@@ -110,7 +111,7 @@ class MetaConfig:
         ValueError: When a value is out of range.
     """
 
-    order: Literal["first", "second", "none"] = "first"
+    order: Literal["first", "second", "none", "reptile"] = "first"
     steps: int = 150
     lr: float = 0.1
     inner_steps: int = 5
