@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -21,7 +22,9 @@ from neurontune_peft.attribution.tasks import ROLES
 from neurontune_peft.checks import write_atomically
 from neurontune_peft.cli.attribute import resolved
 from neurontune_peft.cli.common import ModelOptions, check_output, parse_counts, versions, with_answers, written_whole
+from neurontune_peft.cli.made import Made, report_markdown
 from neurontune_peft.cli.steps import Steps
+from neurontune_peft.cli.tracking import Tracker, check_tracker, tracked
 from neurontune_peft.evaluation import Report, evaluate
 from neurontune_peft.neurons import Neurons, Scores
 from neurontune_peft.prompts import PromptSet
@@ -32,7 +35,6 @@ from neurontune_peft.selection import select
 from neurontune_peft.training import (
     Log,
     MetaConfig,
-    TriggerFit,
     check_fittable,
     check_learnable,
     fit_trigger,
@@ -46,17 +48,6 @@ from neurontune_peft.tuner import NeuronTuneConfig
 from neurontune_peft.tuner.fingerprint import fingerprint
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Made:
-    """An adapter, and how it came about: its model, its neurons, and the scores and log of each round."""
-
-    model: PeftModel
-    neurons: Neurons
-    scores: tuple[Scores, ...]
-    logs: tuple[Log, ...]
-    trigger: TriggerFit | None
 
 
 @dataclass(frozen=True)
@@ -82,6 +73,7 @@ class Tune(ModelOptions):
         false_positive_budget: Largest share of harmless requests that may trigger, on requests kept back.
         strength_on: Strength of requests that trigger.
         training: How the scales are learnt.
+        track: Where the losses of each step are shown: "tensorboard" (in runs/ beside the output) or "trackio".
         shares: Shares of the counts at which the adapter is measured, too.
         force: Tune a model that resists the train attacks already.
         max_new_tokens: Most tokens of an answer when measuring.
@@ -99,6 +91,7 @@ class Tune(ModelOptions):
     false_positive_budget: float = 0.08
     strength_on: float = 1.5
     training: MetaConfig = field(default_factory=for_flagged_requests)
+    track: Tracker | None = None
     shares: tuple[float, ...] = (0.125, 0.25, 0.5)
     force: bool = False
     max_new_tokens: int = 32
@@ -140,7 +133,8 @@ class Tune(ModelOptions):
         provenance_of: PromptSet,
     ) -> None:
         before = steps.report("measuring the base model", lambda: self._evaluate(model, tokenizer, prompts))
-        made = self._make_adapter(model, tokenizer, prompts, steps)
+        with tracked(self.track, self.output, self.training.to_dict()) as track:
+            made = self._make_adapter(model, tokenizer, prompts, steps, track)
         with steps.timed("measuring the tuned model"):
             after = self._evaluate(made.model, tokenizer, prompts)
             at_shares = self._at_shares(made.model, tokenizer, prompts)
@@ -157,6 +151,7 @@ class Tune(ModelOptions):
 
     def _check(self) -> None:
         """Refuse before the first long step what a later one would refuse."""
+        check_tracker(self.track)
         make_plan(self._method, MethodOptions())
         unknown = [role for role in parse_counts(self.counts) if role not in ROLES]
         if unknown:
@@ -173,7 +168,12 @@ class Tune(ModelOptions):
         return resolved(self.method) if ":" in self.method else self.method
 
     def _make_adapter(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, steps: Steps
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: PromptSet,
+        steps: Steps,
+        track: Callable[..., None] | None,
     ) -> Made:
         counts = parse_counts(self.counts)
         tuned: Any = None
@@ -193,7 +193,11 @@ class Tune(ModelOptions):
                 tuned = with_neurons(tuned, held)
             with steps.timed(f"training scales{f' (round {number})' if self.rounds > 1 else ''}"):
                 checkpoint = steps.directory / f"training-{number}.safetensors"
-                options: dict[str, Any] = {"chat_template": self.chat_template, "checkpoint": checkpoint}
+                options: dict[str, Any] = {
+                    "chat_template": self.chat_template,
+                    "checkpoint": checkpoint,
+                    "track": track,
+                }
                 logs.append(meta_train(tuned, tokenizer, prompts, self.training, **options))
             if logs[-1].stopped.startswith("interrupted"):
                 raise KeyboardInterrupt(logs[-1].stopped)
@@ -277,7 +281,7 @@ class Tune(ModelOptions):
             }
             write_atomically(directory / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
             counts = counts_markdown({**at_shares, 1.0: after}, before)
-            write_atomically(directory / "report.md", self._markdown(before, after, counts, made, steps.seconds))
+            write_atomically(directory / "report.md", report_markdown(before, after, counts, made, steps.seconds))
 
     def _provenance(self, prompts: PromptSet, made: Made, before: Report, after: Report) -> dict[str, Any]:
         """How the adapter was made, without times, paths or names of machines: the same run writes the same bytes."""
@@ -299,17 +303,3 @@ class Tune(ModelOptions):
                 "tuned": after.as_dict(examples=False),
             },
         }
-
-    def _markdown(self, before: Report, after: Report, counts: str, made: Made, seconds: dict[str, float]) -> str:
-        steps = "\n".join(f"| {step} | {spent:.0f} s |" for step, spent in seconds.items())
-        logs = "\n\n".join(f"```\n{log}\n```" for log in made.logs)
-        parts = (
-            f"# Report\n\n{summary(before, after)}",
-            compare_markdown(before, after),
-            counts,
-            f"## Neurons\n\n```\n{made.neurons}\n```",
-            f"## Training\n\n{logs}",
-            "" if made.trigger is None else f"## Trigger\n\n```\n{made.trigger}\n```",
-            f"## Time\n\n| step | time |\n|---|---|\n{steps}",
-        )
-        return "\n\n".join(part.strip() for part in parts if part) + "\n"
