@@ -134,7 +134,7 @@ class Tune(ModelOptions):
     ) -> None:
         before = steps.report("measuring the base model", lambda: self._evaluate(model, tokenizer, prompts))
         with tracked(self.track, self.output, self.training.to_dict()) as track:
-            made = self._make_adapter(model, tokenizer, prompts, steps, track)
+            made = self.make_adapter(model, tokenizer, prompts, steps, track)
         with steps.timed("measuring the tuned model"):
             after = self._evaluate(made.model, tokenizer, prompts)
             at_shares = self._at_shares(made.model, tokenizer, prompts)
@@ -167,14 +167,24 @@ class Tune(ModelOptions):
     def _method(self) -> str | Method:
         return resolved(self.method) if ":" in self.method else self.method
 
-    def _make_adapter(
+    def make_adapter(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         prompts: PromptSet,
         steps: Steps,
-        track: Callable[..., None] | None,
+        track: Callable[..., None] | None = None,
     ) -> Made:
+        """
+        Score, select, train, and fit the trigger: everything but measuring.
+
+        Args:
+            model (`PreTrainedModel`): The base model, which gets the adapter.
+            tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+            prompts ([`PromptSet`]): The prompts, with answers.
+            steps ([`Steps`]): Where scores and checkpoints stand meanwhile.
+            track (`Callable`, *optional*): As in [`meta_train`].
+        """
         counts = parse_counts(self.counts)
         tuned: Any = None
         held: Neurons | None = None

@@ -79,10 +79,14 @@ def attacked_gradient(deltas: Deltas, task: Task, config: MetaConfig) -> Attacke
 def joint(deltas: Deltas, task: Task, config: MetaConfig) -> Attacked:
     """Without meta-learning: support and query set are one set, and no inner step is made."""
     values, rows = deltas.parameters, sum(task.rows)
-    with task.safety_at(values):
-        parts = zip((task.support, task.query), task.rows, strict=True)
-        loss = torch.stack([part(values) * (count / rows) for part, count in parts]).sum()
-        return Attacked(loss.item(), torch.autograd.grad(loss, values))
+    total, gradients = 0.0, [torch.zeros_like(value) for value in values]
+    for part, count in zip((task.support, task.query), task.rows, strict=True):
+        with task.safety_at(values):  # one after the other: only one graph is alive
+            loss = part(values) * (count / rows)
+            found = torch.autograd.grad(loss, values)
+        gradients = [summed + gradient for summed, gradient in zip(gradients, found, strict=True)]
+        total += loss.item()
+    return Attacked(total, gradients)
 
 
 def through_inner_steps(deltas: Deltas, task: Task, config: MetaConfig) -> Attacked:
