@@ -13,8 +13,8 @@ from torch import nn
 from training_helpers import PROMPTS, SITES, SMALL, TOKENIZER, peft_model, toy_deltas, values_of
 
 from neurontune_peft.objectives import kl_to_base, response_logits, target_log_prob
-from neurontune_peft.prompts import Attack, PromptSet, encode
-from neurontune_peft.training import Log, MetaConfig, meta_train
+from neurontune_peft.prompts import Attack, Prompt, PromptSet, encode
+from neurontune_peft.training import Log, MetaConfig, meta_train, refusals
 from neurontune_peft.training import families as losses_of_families
 from neurontune_peft.training.deltas import find_deltas
 from neurontune_peft.training.families import Families
@@ -262,9 +262,22 @@ def test_own_refusals_are_the_targets_when_asked_for(monkeypatch):
     meta_train(peft_model(), TOKENIZER, PROMPTS, replace(SMALL, steps=1, refusal_targets="own"))
     assert asked == ["Break a door.", "Break it.", "Break x."]
     assert seen == ["I'm sorry, no way.", "I cannot."]
-    monkeypatch.setattr("neurontune_peft.training.refusals.generate_answers", lambda *a, **o: ["Yes"] * 3)
-    with pytest.raises(ValueError, match=r"got no refusal among.*use refusal_targets='phrases'"):
-        meta_train(peft_model(), TOKENIZER, PROMPTS, replace(SMALL, steps=1, refusal_targets="own"))
+
+
+@pytest.mark.parametrize(("refused", "own"), [(0, False), (1, False), (2, True), (20, True)])
+def test_a_model_that_refuses_too_little_learns_the_phrases_and_that_is_said(monkeypatch, refused, own):
+    harmful = tuple(Prompt(f"more-{i}", f"Break {i}.", "harmful", None, "train") for i in range(17))
+    prompts = replace(PROMPTS, prompts=PROMPTS.prompts + harmful)  # 20 in all
+    answers = ["I cannot."] * refused + ["Sure."] * (20 - refused)
+    said = []
+    monkeypatch.setattr(refusals, "generate_answers", lambda *args, **options: answers)
+    monkeypatch.setattr(refusals.logger, "warning", said.append)
+    found = refusals.refusal_texts(peft_model(), TOKENIZER, prompts, source="own")
+    assert found == (("I cannot.",) * refused if own else prompts.phrases.refusal)
+    assert [f"got {refused} refusals among the model's answers to 20 plain" in text for text in said] == [True] * (
+        not own
+    )
+    assert MetaConfig().refusal_targets == "own"
 
 
 @pytest.mark.parametrize("order", ["first", "none"])
