@@ -35,7 +35,6 @@ from neurontune_peft.selection import select
 from neurontune_peft.training import (
     Log,
     MetaConfig,
-    TriggerFit,
     check_fittable,
     check_learnable,
     fit_trigger,
