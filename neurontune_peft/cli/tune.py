@@ -35,6 +35,7 @@ from neurontune_peft.selection import select
 from neurontune_peft.training import (
     Log,
     MetaConfig,
+    TriggerFit,
     check_fittable,
     check_learnable,
     fit_trigger,
