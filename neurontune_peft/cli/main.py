@@ -12,6 +12,7 @@ from neurontune_peft.cli.attribute import Attribute
 from neurontune_peft.cli.compare import Compare
 from neurontune_peft.cli.evaluate import Evaluate
 from neurontune_peft.cli.inspect import Inspect
+from neurontune_peft.cli.report import Report
 from neurontune_peft.cli.select import Select
 from neurontune_peft.cli.sites import Sites
 from neurontune_peft.cli.tune import Tune
@@ -24,6 +25,7 @@ Command = (
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Sites, tyro.conf.subcommand("sites")]
 )
