@@ -12,9 +12,9 @@ import torch
 from adapters import tuned_model
 from architectures import tiny_model, tokens
 from hub_client import Client, environment
+from hub_reports import fake_reports
 from hub_server import HubServer, card_errors, running_hub
 from huggingface_hub import ModelCard
-from reports import fake_reports
 
 from neurontune_peft.hub.push import published_files
 from neurontune_peft.report.comparison import comparison_dict
