@@ -8,7 +8,7 @@ DEVELOPMENT := $(VENV)/.development
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-BENCHMARKS := overhead attribution methods meta trigger controls
+BENCHMARKS := overhead attribution methods meta trigger controls evaluation
 
 .PHONY: demo test lint bench peft-suite clean
 

@@ -13,6 +13,7 @@ from neurontune_peft.cli.compare import Compare
 from neurontune_peft.cli.evaluate import Evaluate
 from neurontune_peft.cli.inspect import Inspect
 from neurontune_peft.cli.judge import JudgeAnswers
+from neurontune_peft.cli.prompts import Prompts
 from neurontune_peft.cli.select import Select
 from neurontune_peft.cli.sites import Sites
 from neurontune_peft.cli.tune import Tune
@@ -27,6 +28,7 @@ Command = (
     | Annotated[JudgeAnswers, tyro.conf.subcommand("judge")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Prompts, tyro.conf.subcommand("prompts")]
     | Annotated[Sites, tyro.conf.subcommand("sites")]
 )
 
