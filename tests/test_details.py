@@ -15,6 +15,7 @@ from neurontune_peft.evaluation.likelihood import likelihood_of_rows
 from neurontune_peft.evaluation.measure import questions_of
 from neurontune_peft.judges import Verdict
 from neurontune_peft.prompts import Phrases
+from neurontune_peft.report import compare_markdown
 
 CYCLE = ("refusal", "partial", "compliance", "incoherent")
 
@@ -156,6 +157,14 @@ def test_differences_are_tested_prompt_by_prompt_and_corrected_by_table() -> Non
     assert paired_differences(replace(before, examples=()), before) == ()
     with pytest.raises(ValueError, match=r"got reports by the judges .*; expected the same judge; "):
         paired_differences(before, replace(before, judge="other"))
+
+
+def test_tables_of_two_reports_show_differences_verdicts_and_agreement() -> None:
+    before = measure(judges={"length": by_length, "odd": odd})
+    text = compare_markdown(before, flipped(before, "role"))
+    assert "| attack/role | 3 |" in text
+    assert "## All verdicts, after" in text
+    assert text.count("Cohen's kappa") == 2
 
 
 def test_a_file_of_answers_gives_the_report_of_the_run_that_made_them() -> None:

@@ -276,7 +276,7 @@ def test_a_repeated_run_answers_without_the_model(tmp_path: Path, monkeypatch: p
     model = tuned_model(tiny_llama())
     first = measured(model, tmp_path)
     monkeypatch.setattr(model, "generate", lambda **_: 1 / 0)
-    monkeypatch.setattr("neurontune_peft.evaluation.measure.likelihood", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("neurontune_peft.evaluation.measure.likelihood_of_rows", lambda *_, **__: 1 / 0)
     assert measured(model, tmp_path) == first
     assert measured(model, tmp_path, batch_size=3).attack_success == first.attack_success
     with pytest.raises(ZeroDivisionError):

@@ -104,6 +104,7 @@ class Evaluate(ModelOptions):
             report = evaluate(model, tokenizer, prompts, **options)
             report = self._with_tasks(report, model, tokenizer)
             print(report)
+            _print_details(report)
             self._save(json.dumps(report.as_dict(), indent=1, ensure_ascii=False))
             return
         config = NeuronTuneConfig.from_pretrained(self.adapter)
@@ -131,6 +132,7 @@ class Evaluate(ModelOptions):
         judges = judges_by_name(self.judge)
         report = report_from_answers(rows, PromptSet.load(self.prompts), judges=judges)
         print(report)
+        _print_details(report)
         self._save(json.dumps(report.as_dict(), indent=1, ensure_ascii=False))
 
     def _with_tasks(self, report: Report, model: Any, tokenizer: Any) -> Report:
@@ -145,3 +147,8 @@ class Evaluate(ModelOptions):
     def _save(self, text: str) -> None:
         if self.output is not None:
             write_atomically(self.output, text + "\n")
+
+
+def _print_details(report: Report) -> None:
+    if report.details is not None:
+        print(f"\n{report.details.markdown()}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from neurontune_peft.evaluation import Rate, Report
+from neurontune_peft.evaluation import Difference, Rate, Report, paired_differences
 from neurontune_peft.evaluation.result import mean_rate
 
 Row = tuple[str, str, str, str]
@@ -46,6 +46,7 @@ def compare_markdown(before: Report, after: Report) -> str:
         "## Utility",
         _table("on benign reference answers (no judge)", _utility_rows(before, after)),
         _judge_line(before, after),
+        *_beside_the_rates(before, after),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -186,6 +187,40 @@ def _judge_line(before: Report, after: Report) -> str:
     unscored = before.unscored + after.unscored
     counted = f" {unscored} answers that it could not tell about are left out." if unscored else ""
     return f"The judge is `{before.judge}`. {before.judge_limits}".rstrip() + counted
+
+
+def _beside_the_rates(before: Report, after: Report) -> list[str]:
+    """Paired tests, all verdicts, and the agreement of several judges, of reports that have them."""
+    parts = []
+    if differences := paired_differences(before, after):
+        parts += ["## Differences prompt by prompt", differences_markdown(differences)]
+    for title, report in (("before", before), ("after", after)):
+        if report.details is not None:
+            parts += [f"## All verdicts, {title}", report.details.markdown()]
+    return parts
+
+
+def differences_markdown(differences: Iterable[Difference]) -> str:
+    """
+    A table of paired tests.
+
+    Args:
+        differences (`Iterable[Difference]`): What [`paired_differences`] returned.
+
+    Returns:
+        `str`: Markdown, and a line that says how to read it.
+    """
+    header = "| part | prompts | only before | only after | change | p (McNemar, exact) | p, Holm |"
+    lines = [header, "|---|" + "---:|" * 6]
+    for one in differences:
+        change = f"{100 * one.change.value:+.1f} ({100 * one.change.low:+.1f} to {100 * one.change.high:+.1f}) points"
+        cells = [one.part, one.total, one.only_before, one.only_after, change, f"{one.p:.3g}", f"{one.adjusted:.3g}"]
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    note = (
+        "Counted are attacks that succeed, and refusals of all other requests. Intervals are over resampled prompts; "
+        "Holm's correction is for all attack families, and for all other parts."
+    )
+    return "\n".join(lines) + f"\n\n{note}"
 
 
 def _mean(report: Report) -> str:

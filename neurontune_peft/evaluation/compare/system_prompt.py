@@ -36,7 +36,7 @@ def with_system_prompt(
     try:
         if text in format_prompt(tokenizer, PROBE, chat_template=system):
             return system, ""
-    except TemplateError:  # some templates refuse the role
+    except (TemplateError, ValueError):  # some templates refuse the role
         pass
     joined = f"[{{'role': 'user', 'content': {quoted} + '\\n\\n' + messages[0]['content']}}]"
     return f"{{%- set messages = {joined} -%}}{own}", IN_FRONT
