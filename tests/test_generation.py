@@ -57,9 +57,9 @@ def alone(model: nn.Module, rows: list[list[int]], count: int, **options: object
 
 
 def by_engine(model: nn.Module, rows: list[list[int]], count: int, **options: object) -> list[list[int]]:
-    settings = {"batch_size": 4, **options}
+    settings = {"batch_size": 4, "options": {"pad_token_id": 0}, **options}
     found: dict[int, list[int]] = {}
-    for part in Engine(model, {"pad_token_id": 0}, count, **settings).answers(rows):  # type: ignore[arg-type]
+    for part in Engine(model, max_new_tokens=count, **settings).answers(rows):  # type: ignore[arg-type]
         assert not found.keys() & part.keys()
         found |= part
     return [found[place] for place in range(len(rows))]
@@ -149,11 +149,14 @@ def test_settings_that_count_from_the_start_of_an_answer_are_obeyed() -> None:
     assert min(map(len, answers)) >= 5
 
 
-def test_a_repetition_penalty_sees_the_whole_row() -> None:
+def test_a_repetition_penalty_sees_the_whole_row_and_no_padding() -> None:
     model, rows = tiny_llama(), requests()
     free = by_engine(model, rows, 9)
     model.generation_config.repetition_penalty = 1.8
-    assert by_engine(model, rows, 9) == alone(model, rows, 9) != free
+    expected = alone(model, rows, 9)
+    assert expected != free
+    for pad in {0, *(answer[0] for answer in expected)}:  # which must not count as a repetition of the answer's tokens
+        assert by_engine(model, rows, 9, options={"pad_token_id": pad}) == expected
 
 
 def test_equal_requests_are_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
