@@ -149,13 +149,14 @@ def test_settings_that_count_from_the_start_of_an_answer_are_obeyed() -> None:
     assert min(map(len, answers)) >= 5
 
 
-def test_a_repetition_penalty_sees_the_whole_row_and_no_padding() -> None:
+@pytest.mark.parametrize(("name", "value"), [("repetition_penalty", 1.8), ("no_repeat_ngram_size", 1)])
+def test_rules_about_repetition_see_the_whole_row_and_no_padding(name: str, value: float) -> None:
     model, rows = tiny_llama(), requests()
     free = by_engine(model, rows, 9)
-    model.generation_config.repetition_penalty = 1.8
+    setattr(model.generation_config, name, value)
     expected = alone(model, rows, 9)
     assert expected != free
-    for pad in {0, *(answer[0] for answer in expected)}:  # which must not count as a repetition of the answer's tokens
+    for pad in (0, expected[9][0]):  # the shortest request, whose padding must not count as a repetition
         assert by_engine(model, rows, 9, options={"pad_token_id": pad}) == expected
 
 

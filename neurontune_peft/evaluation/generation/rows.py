@@ -100,8 +100,8 @@ class Rows:
 
 def neutral(ids: Tensor, mask: Tensor) -> Tensor:
     """
-    Padding that changes nothing: each row's own first token. Attention does not see padding, but penalties on tokens
-    that were there before do, and would punish the end token where it serves as padding.
+    Padding that changes nothing: each row's own first token. Attention does not see padding, but rules about tokens
+    that were there before may, and would forbid the end token where it serves as padding.
 
     Args:
         ids (`torch.Tensor`): Token ids, `(B, L)`.
