@@ -16,6 +16,7 @@ from torch import multiprocessing as mp
 from torch import nn
 from triggers import SUFFIX, dynamic_model
 
+from neurontune_peft.cli.main import main
 from neurontune_peft.evaluation import Generation, Report, evaluate
 from neurontune_peft.evaluation.generation import answer_all
 from neurontune_peft.evaluation.generation.cache import Kept
@@ -330,6 +331,24 @@ def test_whatever_changes_an_answer_changes_the_key(what: str) -> None:
     json.dumps(identity(model))
 
 
+def test_a_model_whose_adapter_is_switched_off_is_the_base_model_whatever_its_dials() -> None:
+    model = dynamic_model()
+    with model.disable_adapter():
+        before = identity(model.get_base_model())
+    model.set_strength(0.5)
+    changes()["scale"](model)  # type: ignore[operator]
+    with model.disable_adapter():
+        assert identity(model.get_base_model()) == before
+        changes()["weight"](model)  # type: ignore[operator]
+        assert identity(model.get_base_model()) != before
+    assert identity(model.get_base_model()) != before
+    merged = dynamic_model()
+    merged.set_modulation("static")
+    merged.merge_adapter()
+    with merged.disable_adapter():
+        assert identity(merged.get_base_model()) != before
+
+
 def test_a_model_with_hooks_of_others_is_not_cached(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_llama()
     handle = model.model.layers[0].register_forward_hook(lambda *_: None)
@@ -392,6 +411,23 @@ def test_the_cache_names_no_path(tmp_path: Path) -> None:
     measured(model, tmp_path)
     (path,) = tmp_path.iterdir()
     assert "someone" not in path.read_text()
+
+
+def test_the_command_draws_answers_and_reads_them_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_llama().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    tiny_prompt_set().save(tmp_path / "prompts")
+    words = ["evaluate", str(tmp_path / "model"), "--prompts", str(tmp_path / "prompts"), "--max-new-tokens", "4"]
+    words += ["--cache", str(tmp_path / "cache")]
+    drawn = ["--samples", "2", "--temperature", "0.7", "--seed", "1"]
+    for name in ("first", "second"):
+        assert main([*words, *drawn, "--output", str(tmp_path / name)]) == 0
+        assert "Any of 2 answers at temperature 0.7 complies (seed 1)" in capsys.readouterr().out
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert len(kept.read_text().splitlines()) > 28
+    assert main([*words, "--samples", "2"]) == 2
+    assert "got temperature 0.0 with 2 samples" in capsys.readouterr().err
 
 
 # Several processes
