@@ -16,6 +16,7 @@ from torch import multiprocessing as mp
 from torch import nn
 from triggers import SUFFIX, dynamic_model
 
+from neurontune_peft.cli.main import main
 from neurontune_peft.evaluation import Generation, Report, evaluate
 from neurontune_peft.evaluation.generation import answer_all
 from neurontune_peft.evaluation.generation.cache import Kept
@@ -57,9 +58,9 @@ def alone(model: nn.Module, rows: list[list[int]], count: int, **options: object
 
 
 def by_engine(model: nn.Module, rows: list[list[int]], count: int, **options: object) -> list[list[int]]:
-    settings = {"batch_size": 4, **options}
+    settings = {"batch_size": 4, "options": {"pad_token_id": 0}, **options}
     found: dict[int, list[int]] = {}
-    for part in Engine(model, {"pad_token_id": 0}, count, **settings).answers(rows):  # type: ignore[arg-type]
+    for part in Engine(model, max_new_tokens=count, **settings).answers(rows):  # type: ignore[arg-type]
         assert not found.keys() & part.keys()
         found |= part
     return [found[place] for place in range(len(rows))]
@@ -149,11 +150,15 @@ def test_settings_that_count_from_the_start_of_an_answer_are_obeyed() -> None:
     assert min(map(len, answers)) >= 5
 
 
-def test_a_repetition_penalty_sees_the_whole_row() -> None:
+@pytest.mark.parametrize(("name", "value"), [("repetition_penalty", 1.8), ("no_repeat_ngram_size", 1)])
+def test_rules_about_repetition_see_the_whole_row_and_no_padding(name: str, value: float) -> None:
     model, rows = tiny_llama(), requests()
     free = by_engine(model, rows, 9)
-    model.generation_config.repetition_penalty = 1.8
-    assert by_engine(model, rows, 9) == alone(model, rows, 9) != free
+    setattr(model.generation_config, name, value)
+    expected = alone(model, rows, 9)
+    assert expected != free
+    for pad in (0, expected[9][0]):  # the shortest request, whose padding must not count as a repetition
+        assert by_engine(model, rows, 9, options={"pad_token_id": pad}) == expected
 
 
 def test_equal_requests_are_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,6 +331,24 @@ def test_whatever_changes_an_answer_changes_the_key(what: str) -> None:
     json.dumps(identity(model))
 
 
+def test_a_model_whose_adapter_is_switched_off_is_the_base_model_whatever_its_dials() -> None:
+    model = dynamic_model()
+    with model.disable_adapter():
+        before = identity(model.get_base_model())
+    model.set_strength(0.5)
+    changes()["scale"](model)  # type: ignore[operator]
+    with model.disable_adapter():
+        assert identity(model.get_base_model()) == before
+        changes()["weight"](model)  # type: ignore[operator]
+        assert identity(model.get_base_model()) != before
+    assert identity(model.get_base_model()) != before
+    merged = dynamic_model()
+    merged.set_modulation("static")
+    merged.merge_adapter()
+    with merged.disable_adapter():
+        assert identity(merged.get_base_model()) != before
+
+
 def test_a_model_with_hooks_of_others_is_not_cached(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_llama()
     handle = model.model.layers[0].register_forward_hook(lambda *_: None)
@@ -388,6 +411,23 @@ def test_the_cache_names_no_path(tmp_path: Path) -> None:
     measured(model, tmp_path)
     (path,) = tmp_path.iterdir()
     assert "someone" not in path.read_text()
+
+
+def test_the_command_draws_answers_and_reads_them_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_llama().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    tiny_prompt_set().save(tmp_path / "prompts")
+    words = ["evaluate", str(tmp_path / "model"), "--prompts", str(tmp_path / "prompts"), "--max-new-tokens", "4"]
+    words += ["--cache", str(tmp_path / "cache")]
+    drawn = ["--samples", "2", "--temperature", "0.7", "--seed", "1"]
+    for name in ("first", "second"):
+        assert main([*words, *drawn, "--output", str(tmp_path / name)]) == 0
+        assert "Any of 2 answers at temperature 0.7 complies (seed 1)" in capsys.readouterr().out
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert len(kept.read_text().splitlines()) > 28
+    assert main([*words, "--samples", "2"]) == 2
+    assert "got temperature 0.0 with 2 samples" in capsys.readouterr().err
 
 
 # Several processes

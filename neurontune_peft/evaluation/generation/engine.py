@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from neurontune_peft.evaluation.generation.rows import Rows
+from neurontune_peft.evaluation.generation.rows import Rows, neutral
 from neurontune_peft.evaluation.generation.sampling import Drawing, Draws
 from neurontune_peft.prompts.answers import evaluating
 from neurontune_peft.prompts.batches import pad_rows
@@ -118,7 +118,7 @@ class Engine:
                 new = self._opened(requests, waiting[-free:][::-1])
                 del waiting[-free:]
                 if rows.places:
-                    rows.join(new, pad_id=self.options["pad_token_id"])
+                    rows.join(new)
                 else:
                     rows = new
             elif not rows.places:
@@ -190,7 +190,7 @@ class Engine:
         pad_id = self.options["pad_token_id"]
         batch = pad_rows(chosen, [[] for _ in chosen], pad_id=pad_id, padding_side="left")
         batch = batch.to(next(self.model.parameters()).device)
-        return batch.input_ids, batch.attention_mask
+        return neutral(batch.input_ids, batch.attention_mask), batch.attention_mask
 
     def _is_done(self, rows: Rows, row: int) -> bool:
         return rows.produced[row] >= self.max_new_tokens or not self.ends.isdisjoint(rows.answer(row))

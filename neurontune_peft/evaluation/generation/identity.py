@@ -40,8 +40,9 @@ def identity(model: nn.Module) -> dict[str, Any] | None:
     """
     if CURRENT.plan is not None or any(not _is_known(hook) for hook in _hooks(model)):
         return None
+    off = _switched_off(model)
     try:
-        weights = _hash_of({**dict(model.named_parameters()), **dict(model.named_buffers())})
+        weights = _hash_of({name: tensor for name, tensor in _tensors(model) if not _is_of(off, name)})
     except (RuntimeError, TypeError, NotImplementedError):  # meta device, or kinds of numbers without bytes
         return None
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -50,19 +51,36 @@ def identity(model: nn.Module) -> dict[str, Any] | None:
         "config": _plain(base.config.to_dict()),
         "attention": str(base.config._attn_implementation),
         "generation_config": _plain(base.generation_config.to_dict()),
-        "adapters": _adapters(model),
+        "adapters": _adapters(model, off),
         "device": next(model.parameters()).device.type,
         "versions": {name: version(name) for name in PACKAGES},
     }
 
 
-def _adapters(model: nn.Module) -> dict[str, Any]:
+def _switched_off(model: nn.Module) -> frozenset[str]:
+    """Layers whose adapters do nothing: the model is the base model, however their dials are set."""
+    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    return frozenset(name for name, layer in layers if layer.disable_adapters and not layer.merged)
+
+
+def _tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _is_of(off: frozenset[str], name: str) -> bool:
+    """Whether a tensor belongs to an adapter that is switched off."""
+    return any(name.startswith(f"{layer}.") and not name.startswith(f"{layer}.base_layer.") for layer in off)
+
+
+def _adapters(model: nn.Module, off: frozenset[str]) -> dict[str, Any]:
     """Configurations of adapters, and the simple values that their layers hold: dials, switches, scalings."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    configs = model.peft_config if isinstance(model, PeftModel) else getattr(base, "peft_config", {})
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    modules = model.named_modules()
+    layers = {name: m for name, m in modules if isinstance(m, BaseTunerLayer) and name not in off}
+    configs = base.peft_config if layers else {}
     return {
-        "configs": {name: _plain(config.to_dict()) for name, config in configs.items()} if layers else {},
+        "configs": {name: _plain(config.to_dict()) for name, config in configs.items()},
         "layers": {name: _plain(_settings(layer)) for name, layer in layers.items()},
     }
 

@@ -69,19 +69,19 @@ class Rows:
         if (record := record_of(self.cache)) is not None:
             setattr(self.cache, RECORD, selected_record(record, rows))
 
-    def join(self, other: Rows, *, pad_id: int) -> None:
+    def join(self, other: Rows) -> None:
         """
         Take in other rows, below the own ones; the narrower of both get padding on the left.
 
         Args:
             other ([`Rows`]): Rows whose prompts have been read.
-            pad_id (`int`): Id to pad with.
         """
         width = max(self.ids.shape[1], other.ids.shape[1])
         shifts = [width - part.ids.shape[1] for part in (self, other)]
         parts = list(zip((self, other), shifts, strict=True))
-        self.ids = torch.cat([F.pad(part.ids, (shift, 0), value=pad_id) for part, shift in parts])
+        ids = torch.cat([F.pad(part.ids, (shift, 0)) for part, shift in parts])
         self.mask = torch.cat([F.pad(part.mask, (shift, 0)) for part, shift in parts])
+        self.ids = neutral(ids, self.mask)
         # Layer by layer, so that no more than one is held twice.
         for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
             if mine.is_initialized:
@@ -96,6 +96,22 @@ class Rows:
         """Tell a layer that keeps the last tokens only how many there were."""
         if type(layer) is DynamicSlidingWindowLayer:
             layer.cumulative_length = self.ids.shape[1] - 1
+
+
+def neutral(ids: Tensor, mask: Tensor) -> Tensor:
+    """
+    Padding that changes nothing: each row's own first token. Attention does not see padding, but rules about tokens
+    that were there before may, and would forbid the end token where it serves as padding.
+
+    Args:
+        ids (`torch.Tensor`): Token ids, `(B, L)`.
+        mask (`torch.Tensor`): 1 at tokens, 0 at padding, `(B, L)`.
+
+    Returns:
+        `torch.Tensor`: The ids with other padding, `(B, L)`.
+    """
+    first = ids.gather(1, mask.argmax(dim=1, keepdim=True))  # (B, 1)
+    return torch.where(mask.bool(), ids, first)
 
 
 def _stacked(upper: Tensor, lower: Tensor) -> Tensor:
