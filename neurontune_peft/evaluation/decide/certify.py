@@ -197,7 +197,8 @@ def check_fresh(prompts: PromptSet, tuned_on: PromptSet | None) -> None:
             'were not tuned on with "split": "test"'
         )
     trained = {p.prompt.strip() for found in (prompts, tuned_on) if found for p in found.select(split="train")}
-    seen = [prompt for prompt in tests if prompt.prompt.strip() in trained]
+    # Limits are about harmless requests; harmful ones are not asked.
+    seen = [prompt for prompt in tests if prompt.kind != "harmful" and prompt.prompt.strip() in trained]
     if seen:
         raise ValueError(
             f"got {len(seen)} certifying requests (such as '{seen[0].id}') that tuning has seen; expected none; "

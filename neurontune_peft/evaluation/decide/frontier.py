@@ -139,7 +139,9 @@ class Frontier:
         found = {}
         for name, place in self.presets.items():
             point = self.points[place]
-            shares = {what: point.share(what) for what in ("attack_success", *COSTS)}
+            columns = {"attack_success": "attack_success", OVER_REFUSAL: OVER_REFUSAL, BENIGN: BENIGN}
+            columns["wrapped_benign_refusal"] = WRAPPED  # as reports name it
+            shares = {what: point.share(column) for what, column in columns.items()}
             measured = {what: round(share, 4) for what, share in shares.items() if share is not None}
             found[name] = point.setting.as_dict() | {
                 "measured": measured | {"judge": self.judge, "prompt_set": self.prompt_set}

@@ -57,9 +57,11 @@ def best_direction(subject: Subject, blocks: Sequence[str]) -> tuple[str, Tensor
     probe = PromptSet(tuple(replace(prompt, split="test") for prompt in plain))
     found: list[tuple[float, str, Tensor]] = []
     for block in candidates:
-        direction = refusal_direction(
-            subject.base, subject.tokenizer, subject.prompts, block, chat_template=subject.chat_template
-        )
+        # Of the base model: with an adapter that decides for each request, a block computes some rows twice.
+        with subject.model.disable_adapter():
+            direction = refusal_direction(
+                subject.base, subject.tokenizer, subject.prompts, block, chat_template=subject.chat_template
+            )
         direction = direction / direction.norm().clamp_min(1e-12)
         with ablated(subject.base, blocks, direction):
             refused = subject.report(probe).plain_refusal

@@ -42,6 +42,8 @@ def composed(subject: Subject) -> Iterator[Row | Skipped]:
         raise NotTestedError("the prompt set has no test templates")
     if len(by_family) > 1:
         yield _attacked(subject, "nested attacks", "templates of two families, one inside the other", nested(subject))
+    else:
+        yield Skipped("nested attacks", "only one family has test templates")
     for name, (encode, carrier) in ENCODINGS.items():
         if readable(subject, encode, carrier):
             tests = wrapped(subject, lambda text, e=encode, c=carrier: c.format(e(text)))  # type: ignore[misc]
