@@ -50,17 +50,17 @@ class Evidence:
         """
         provenance = config.provenance or {}
         metrics = provenance.get("metrics") or {}
-        found: dict[str, Any] = {"before": metrics.get("base"), "after": metrics.get("tuned")}
+        found: dict[str, Any] = {}
         if directory is not None:
-            report = _read(directory / REPORT)
-            found |= {name: value for name, value in report.items() if value}
-            found |= {n: v for n, v in (("frontier", _read(directory / FRONTIER)),) if v}
-            found |= {n: v for n, v in (("certificate", _read(directory / CERTIFICATE)),) if v}
+            parts = {"frontier": _read(directory / FRONTIER), "certificate": _read(directory / CERTIFICATE)}
+            found = _read(directory / REPORT) | {name: part for name, part in parts.items() if part}
+        # Both from one measurement, or none.
+        pairs = ((found.get("before"), found.get("after")), (metrics.get("base"), metrics.get("tuned")))
+        pair = next((p for p in pairs if all(isinstance(report, Mapping) for report in p)), None)
         frontier = found.get("frontier") or {"presets": provenance.get("presets")}
-        both = isinstance(found.get("before"), Mapping) and isinstance(found.get("after"), Mapping)
         return cls(
-            before=_report(found["before"]) if both else None,
-            after=_report(found["after"]) if both else None,
+            before=None if pair is None else _report(pair[0]),
+            after=None if pair is None else _report(pair[1]),
             frontier=frontier if isinstance(frontier, Mapping) else {},
             certificate=found.get("certificate") or {},
             command=found.get("command") or tune_command(config),
