@@ -16,6 +16,7 @@ from hub_server import HubServer, card_errors, running_hub
 from huggingface_hub import ModelCard
 from reports import fake_reports
 
+from neurontune_peft.cli import main
 from neurontune_peft.hub.push import published_files
 from neurontune_peft.report.comparison import comparison_dict
 
@@ -326,6 +327,18 @@ def test_presets_and_the_command_of_a_report_stand_on_the_card_and_in_the_config
     assert config["provenance"]["presets"]["balanced"]["strength"] == 1.5
     assert files["frontier.png"].startswith(b"\x89PNG")
     assert "![" in text
+
+
+@pytest.mark.parametrize(
+    "provenance", [{"metrics": "x"}, {"presets": [1]}, {"selection": {"counts": 3}, "training": {}}]
+)
+def test_odd_provenance_stops_neither_inspect_nor_card(adapter, capsys, provenance):
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"provenance": provenance}))
+    (adapter / "report.json").unlink()
+    assert main(["inspect", str(adapter)]) == 0
+    assert "not measured" in capsys.readouterr().out
+    assert b"Its effect was not measured." in published_files(adapter, "alice/x", base_model="a/b")["README.md"]
 
 
 def test_a_local_base_model_is_not_published(adapter, tmp_path):
