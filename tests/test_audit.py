@@ -26,7 +26,10 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
-    return saved_adapter(tmp_path / "adapter")[0]
+    """A saved adapter with scales between 0.7 and 1.3."""
+    directory, _ = saved_adapter(tmp_path / "adapter")
+    with_tensors(directory, lambda t: t.update({n: v.clamp(-0.3, 0.3) for n, v in t.items() if "delta" in n}))
+    return directory
 
 
 def dangers(found: Audit) -> str:
@@ -36,7 +39,7 @@ def dangers(found: Audit) -> str:
 def with_tensors(adapter: Path, change) -> None:
     tensors = load_file(adapter / WEIGHTS)
     change(tensors)
-    save_file(tensors, adapter / WEIGHTS)
+    save_file(tensors, adapter / WEIGHTS, metadata={"format": "pt"})
 
 
 def with_config(adapter: Path, **fields: object) -> None:

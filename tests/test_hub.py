@@ -16,6 +16,7 @@ from hub_reports import fake_reports
 from hub_server import HubServer, card_errors, running_hub
 from huggingface_hub import ModelCard
 
+from neurontune_peft.cli import main
 from neurontune_peft.hub.push import published_files
 from neurontune_peft.report.comparison import comparison_dict
 
@@ -255,10 +256,10 @@ def test_a_file_beyond_all_bounds_is_not_downloaded(hub, client, adapter):
 
 def test_the_audit_of_a_repository_sees_files_that_are_not_downloaded(hub, client, adapter):
     push(client, adapter, "alice/pickled")
-    assert client.cli("audit", "alice/pickled").code == 0
+    assert client.cli("audit", "alice/pickled", "--bounds", "-3", "6").code == 0
     hub.repositories["alice/pickled"].commit("main", {"adapter_model.bin": b"\x80", "../run.py": b"1"})
     hub.log.clear()
-    done = client.cli("audit", "alice/pickled", "--json")
+    done = client.cli("audit", "alice/pickled", "--json", "--bounds", "-3", "6")
     assert done.code == 1
     dangers = [f["text"] for f in json.loads(done.out)["findings"] if f["level"] == "danger"]
     assert len(dangers) == 2
@@ -328,6 +329,18 @@ def test_presets_and_the_command_of_a_report_stand_on_the_card_and_in_the_config
     assert "![" in text
 
 
+@pytest.mark.parametrize(
+    "provenance", [{"metrics": "x"}, {"presets": [1]}, {"selection": {"counts": 3}, "training": {}}]
+)
+def test_odd_provenance_stops_neither_inspect_nor_card(adapter, capsys, provenance):
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"provenance": provenance}))
+    (adapter / "report.json").unlink()
+    assert main(["inspect", str(adapter)]) == 0
+    assert "not measured" in capsys.readouterr().out
+    assert b"Its effect was not measured." in published_files(adapter, "alice/x", base_model="a/b")["README.md"]
+
+
 def test_a_local_base_model_is_not_published(adapter, tmp_path):
     path = adapter / "adapter_config.json"
     config = json.loads(path.read_text()) | {"base_model_name_or_path": str(tmp_path / "model")}
@@ -363,6 +376,8 @@ def test_a_dry_run_sends_nothing(hub, client, adapter):
     assert hub.log == []
 
 
+# PEFT looks for the base model's configuration, to see whether its vocabulary was changed.
+@pytest.mark.filterwarnings("ignore:Could not find a config file")
 def test_the_card_that_peft_writes_says_import_and_no_local_path(tmp_path):
     base = tiny_model()
     base.config._name_or_path = base.name_or_path = str(tmp_path / "models" / "base")

@@ -156,7 +156,7 @@ def _made(config: NeuronTuneConfig, evidence: Evidence) -> str:
         lines.append(f"```\n{evidence.command}\n```")
     if provenance.get("prompt_set"):
         lines.append(f"Prompt set: `{inline(str(provenance['prompt_set']))}`.")
-    if versions:
+    if versions and isinstance(versions, dict):
         lines.append("With " + ", ".join(f"{inline(n)} {inline(str(v))}" for n, v in versions.items()) + ".")
     return "\n\n".join(lines if len(lines) > 1 else [*lines, "The author has kept no record."])
 

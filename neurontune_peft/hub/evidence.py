@@ -48,29 +48,31 @@ class Evidence:
         Raises:
             ValueError: When a file is too large or is no report.
         """
-        provenance = config.provenance or {}
-        metrics = provenance.get("metrics") or {}
-        found: dict[str, Any] = {"before": metrics.get("base"), "after": metrics.get("tuned")}
+        provenance = _mapping(config.provenance)
+        metrics = _mapping(provenance.get("metrics"))
+        found: dict[str, Any] = {}
         if directory is not None:
-            report = _read(directory / REPORT)
-            found |= {name: value for name, value in report.items() if value}
-            found |= {n: v for n, v in (("frontier", _read(directory / FRONTIER)),) if v}
-            found |= {n: v for n, v in (("certificate", _read(directory / CERTIFICATE)),) if v}
-        frontier = found.get("frontier") or {"presets": provenance.get("presets")}
-        both = isinstance(found.get("before"), Mapping) and isinstance(found.get("after"), Mapping)
+            parts = {"frontier": _read(directory / FRONTIER), "certificate": _read(directory / CERTIFICATE)}
+            found = _read(directory / REPORT) | {name: part for name, part in parts.items() if part}
+        # Both from one measurement, or none.
+        pairs: tuple[tuple[Any, Any], ...] = (
+            (found.get("before"), found.get("after")),
+            (metrics.get("base"), metrics.get("tuned")),
+        )
+        pair = next((p for p in pairs if all(isinstance(report, Mapping) for report in p)), None)
         return cls(
-            before=_report(found["before"]) if both else None,
-            after=_report(found["after"]) if both else None,
-            frontier=frontier if isinstance(frontier, Mapping) else {},
-            certificate=found.get("certificate") or {},
+            before=None if pair is None else _report(pair[0]),
+            after=None if pair is None else _report(pair[1]),
+            frontier=_mapping(found.get("frontier") or {"presets": provenance.get("presets")}),
+            certificate=_mapping(found.get("certificate")),
             command=found.get("command") or tune_command(config),
         )
 
     @property
     def presets(self) -> dict[str, dict[str, Any]]:
         """`dict[str, dict[str, Any]]`: Name of a preset to its strength, counts and threshold."""
-        points, presets = self.frontier.get("points") or [], self.frontier.get("presets") or {}
-        settings = {name: points[at] if type(at) is int and at < len(points) else at for name, at in presets.items()}
+        points, presets = list(self.frontier.get("points") or []), _mapping(self.frontier.get("presets"))
+        settings = {n: points[at] if type(at) is int and 0 <= at < len(points) else at for n, at in presets.items()}
         wanted = ("strength", "counts", "threshold", "attack_success", "over_refusal", "perplexity")
         return {
             name: {key: setting[key] for key in wanted if setting.get(key) is not None}
@@ -86,13 +88,13 @@ def tune_command(config: NeuronTuneConfig) -> str | None:
     Args:
         config ([`NeuronTuneConfig`]): The adapter's configuration.
     """
-    provenance = config.provenance or {}
+    provenance = _mapping(config.provenance)
     selection, training = provenance.get("selection"), provenance.get("training")
     if not isinstance(selection, Mapping) or not isinstance(training, Mapping):
         return None
     words = ["neurontune", "tune", str(config.base_model_name_or_path), "--output", "adapter"]
-    words += ["--method", str((provenance.get("attribution") or {}).get("method", "gradient"))]
-    words += ["--counts", *(f"{role}={count}" for role, count in selection.get("counts", {}).items())]
+    words += ["--method", str(_mapping(provenance.get("attribution")).get("method", "gradient"))]
+    words += ["--counts", *(f"{role}={count}" for role, count in _mapping(selection.get("counts")).items())]
     for name in ("overlap", "spread", "rounds"):
         if selection.get(name) is not None:
             words += [f"--{name}", str(selection[name])]
@@ -105,6 +107,11 @@ def tune_command(config: NeuronTuneConfig) -> str | None:
             flag = name.replace("_", "-")
             words += [f"--{'no-' if value is False else ''}{flag}", *([] if isinstance(value, bool) else [str(value)])]
     return shlex.join(words)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """What a stranger's file calls a mapping, where it is one."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _report(values: Mapping[str, Any]) -> Report:

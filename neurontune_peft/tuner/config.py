@@ -174,6 +174,10 @@ class NeuronTuneConfig(PeftConfig):
             )
         check_presets(self)
         check_counts_fit(self.neuron_counts or {}, self.site_widths or {})
+        if self.provenance is not None and not isinstance(self.provenance, dict):
+            raise ValueError(
+                f"got provenance={self.provenance!r:.200}; expected values by name; leave it out, or pass a dictionary"
+            )
 
     if not TYPE_CHECKING:
 
