@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
 DEVELOPMENT := $(VENV)/.development
 RELEASE := $(VENV)/.release
+LLAMA := $(VENV)/.llama
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-BENCHMARKS := startup overhead attribution methods meta trigger controls
+BENCHMARKS := startup overhead attribution methods meta trigger controls evaluation export
 
-.PHONY: demo test lint bench docs dist peft-suite clean
+.PHONY: demo test llama lint bench docs dist peft-suite clean
 
 demo: $(RUNTIME)  ## Tune the bundled chat model and show the effect on attacks it was not tuned on.
 	rm -rf demo-out
@@ -19,6 +20,8 @@ demo: $(RUNTIME)  ## Tune the bundled chat model and show the effect on attacks 
 
 test: $(DEVELOPMENT)  ## Run the test suite.
 	$(BIN)/python -m pytest --numprocesses auto
+
+llama: $(LLAMA)  ## Build llama.cpp for the tests of GGUF exports (a C++ compiler; about 4 minutes on two cores).
 
 lint: $(DEVELOPMENT)  ## Check style and types.
 	$(BIN)/ruff check .
@@ -60,4 +63,10 @@ $(RELEASE): $(RUNTIME)
 
 $(DEVELOPMENT): $(RUNTIME)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+# Built from source for any x86-64 or ARM processor, without what only pictures or several threads need.
+$(LLAMA): $(DEVELOPMENT)
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF" \
+		$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[llama]"
 	touch $@

@@ -51,6 +51,21 @@ def plain_gradient(families: Families, task: Task) -> None:
     torch.autograd.grad(task.support(values), values)
 
 
+def plain_passes(model: PeftModel, families: Families, task: Task, *, frozen: bool) -> None:
+    """A pass over the support set and one over the query set, as a step makes them."""
+    values = families.deltas.parameters
+    for part in (task.support, task.query):
+        if not frozen:
+            torch.autograd.grad(part(values), values)
+            continue
+        # Without trained deltas, back to the embeddings.
+        embeddings = model.get_input_embeddings()
+        handle = embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_())
+        with model.disable_adapter():
+            part(values).backward()
+        handle.remove()
+
+
 def show_steps(families: Families, task: Task, repeats: int) -> None:
     """The attacked part of a step, where the orders differ, and whole steps."""
     inner = families.config.inner_steps
@@ -105,14 +120,8 @@ def measure_peak(what: str, path: str) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading (Linux)
     before = memory_of("VmRSS")
     for _ in range(3):
-        if what == "plain":
-            plain_gradient(families, task)
-        elif what == "frozen":  # the same pass without trained deltas, back to the embeddings
-            embeddings = model.get_input_embeddings()
-            handle = embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_())
-            with model.disable_adapter():
-                task.support(families.deltas.parameters).backward()
-            handle.remove()
+        if what in ("plain", "frozen"):
+            plain_passes(model, families, task, frozen=what == "frozen")
         else:
             attacked_gradient(families.deltas, task, replace(families.config, order=what))
     print(memory_of("VmHWM") - before)
@@ -120,7 +129,7 @@ def measure_peak(what: str, path: str) -> None:
 
 def show_memory(path: str) -> None:
     kinds = {
-        "forward and backward through frozen weights": "frozen",
+        "forward and backward through frozen weights, one set after the other": "frozen",
         "the same for the deltas": "plain",
         "joint step": "none",
         "first-order step": "first",
@@ -128,7 +137,7 @@ def show_memory(path: str) -> None:
     }
     peaks = {name: peak_of(what, path) for name, what in kinds.items()}
     reference = next(iter(peaks.values()))
-    print("### Peak memory above the loaded model (support set of 4; a fresh process each)\n")
+    print("### Peak memory above the loaded model (4 support and 4 query prompts; a fresh process each)\n")
     print_table(["", "MB", "ratio"], [[n, f"{peak:.0f}", f"{peak / reference:.2f}"] for n, peak in peaks.items()])
 
 

@@ -243,6 +243,8 @@ def show_attach(quick: bool) -> None:
 
 
 def main() -> None:
+    from overhead_dynamic import show_dynamic  # which builds on this module
+
     options = set_up(parser(__doc__))
     quick = options.quick
     repeats = 3 if quick else 41
@@ -263,6 +265,7 @@ def main() -> None:
     show_forward("Small whole model, forward and backward", {"2 x 64": backward_cases(whole, 64)}, repeats)
     show_memory(whole, 64)
     show_mixed(make_whole, 64, repeats)
+    show_dynamic(make_whole, 4, 64, repeats)
     show_experts(quick, repeats)
     show_attach(quick)
 

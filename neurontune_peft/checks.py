@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,17 +24,48 @@ def write_atomically(path: str | os.PathLike[str], data: str | bytes) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     payload = data.encode("utf-8") if isinstance(data, str) else data
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    # Made by `open` itself, so that the process's umask decides who may read it, as for any other file.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(payload)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes private files; a saved result is shared like any other
         os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def parse_json(text: bytes, *, what: str) -> dict[str, Any]:
+    """
+    Read a JSON object from outside, strictly: UTF-8, each name once, not nested beyond reason.
+
+    Args:
+        text (`bytes`): The JSON.
+        what (`str`): What it is, for messages.
+
+    Raises:
+        ValueError: When it is no such object.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ValueError(f"the name {name[:80]!r} stands there twice")
+            found[name] = value
+        return found
+
+    try:
+        values = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(f"got {what} that cannot be read ({reason}); expected a JSON object; save it again") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"got {what} with {type(values).__name__}; expected a JSON object; save it again")
+    return values
 
 
 def check_indices(site: str, indices: Tensor, width: int) -> None:

@@ -42,12 +42,19 @@ COUNTS = {"safety": 6, "utility": 2}
 DIALS = {"strength": (0.5,), "multiplier": (), "coefficient": ()}
 
 
+@pytest.fixture(autouse=True)
+def small_triggers(monkeypatch):
+    """How well a trigger is fitted is no matter of comparisons: one regularisation, one frame."""
+    monkeypatch.setattr("neurontune_peft.training.requests.FRAMES", {"thanks": "{prompt} Thanks."}, raising=False)
+    monkeypatch.setattr("neurontune_peft.training.trigger.L2", (0.1,), raising=False)
+
+
 def odd_judge(prompt, answer):
     """A random model never refuses, so half of its answers are called a refusal."""
     return Verdict("refusal" if len(answer) % 2 else "compliance", 1.0, "odd length")
 
 
-def small_compare(model=None, **options):
+def small_compare(model=None, prompts=PROMPTS, **options):
     given = {
         "methods": ("neurontune", "random", "steering"),
         "config": CONFIG,
@@ -59,7 +66,7 @@ def small_compare(model=None, **options):
         "max_new_tokens": 2,
         **options,
     }
-    return compare(tiny_llama() if model is None else model, TOKENIZER, PROMPTS, **given)
+    return compare(tiny_llama() if model is None else model, TOKENIZER, prompts, **given)
 
 
 def bench(**options):
@@ -319,7 +326,7 @@ MANY = replace(
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_leaves_the_base_model_as_it_was_bit_for_bit(name):
     given = bench()
-    if name == "neurontune-dynamic":
+    if METHODS[name].triggered:
         given = replace(given, prompts=MANY)
     model = given.model
     model.model.layers[0].train()

@@ -13,17 +13,17 @@ from torch import nn
 from training_helpers import PROMPTS, SITES, SMALL, TOKENIZER, peft_model, toy_deltas, values_of
 
 from neurontune_peft.objectives import kl_to_base, response_logits, target_log_prob
-from neurontune_peft.prompts import Attack, PromptSet, encode
-from neurontune_peft.training import Log, MetaConfig, meta_train
+from neurontune_peft.prompts import Attack, Prompt, PromptSet, encode
+from neurontune_peft.training import Log, MetaConfig, meta_train, refusals
 from neurontune_peft.training import families as losses_of_families
 from neurontune_peft.training.deltas import find_deltas
 from neurontune_peft.training.families import Families
-from neurontune_peft.training.inner import Task, through_inner_steps
+from neurontune_peft.training.inner import Task, attacked_gradient, through_inner_steps
 from neurontune_peft.training.losses import answer_loss, token_weights, utility_losses
 from neurontune_peft.training.tasks import TaskSampler
 
 
-@pytest.mark.parametrize("order", ["first", "second", "none"])
+@pytest.mark.parametrize("order", ["first", "second", "none", "reptile"])
 def test_the_loss_falls(order):
     model = peft_model()
     log = meta_train(model, TOKENIZER, PROMPTS, replace(SMALL, order=order, steps=30, lr=0.1, utility_weight=0.1))
@@ -32,7 +32,7 @@ def test_the_loss_falls(order):
     assert len(log.steps) == 30
     assert {step.family for step in log.steps} == {"prefix", "persona"}
     assert all(len(step.inner) == (0 if order == "none" else 2) for step in log.steps)
-    if order != "none":
+    if order in ("first", "second"):  # the second step of "reptile" is on other prompts
         assert sum(step.inner[1] for step in log.steps) < sum(step.inner[0] for step in log.steps)
 
 
@@ -104,6 +104,24 @@ def test_first_and_second_order_agree_where_the_loss_is_linear():
 
     torch.testing.assert_close(toy("first", linear), toy("second", linear))
     torch.testing.assert_close(toy("first", linear), torch.tensor([0.5, 1.0, 1.0]))
+
+
+def test_reptile_is_the_mean_gradient_along_inner_steps_that_take_turns_on_both_sets():
+    support, query, start = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.0]), torch.tensor([0.1, -0.2])
+    task = Task(
+        "toy",
+        support=lambda values: (values[0] - support).square().sum() / 2,
+        query=lambda values: (values[0] - query).square().sum() / 2,
+        costs=lambda values: {},
+    )
+    found = attacked_gradient(toy_deltas(start), task, MetaConfig(order="reptile", inner_steps=3, inner_lr=0.1))
+    values, gradients = start, []
+    for optimum in (support, query, support):
+        gradients.append(values - optimum)
+        values = values - 0.1 * gradients[-1] / gradients[-1].square().mean().sqrt()
+    torch.testing.assert_close(found.gradients[0], sum(gradients) / 3)
+    assert len(found.inner) == 3
+    assert found.loss == found.inner[-1] == pytest.approx(gradients[-1].square().sum().item() / 2)
 
 
 def test_second_order_is_the_derivative_through_the_inner_steps():
@@ -244,9 +262,22 @@ def test_own_refusals_are_the_targets_when_asked_for(monkeypatch):
     meta_train(peft_model(), TOKENIZER, PROMPTS, replace(SMALL, steps=1, refusal_targets="own"))
     assert asked == ["Break a door.", "Break it.", "Break x."]
     assert seen == ["I'm sorry, no way.", "I cannot."]
-    monkeypatch.setattr("neurontune_peft.training.refusals.generate_answers", lambda *a, **o: ["Yes"] * 3)
-    with pytest.raises(ValueError, match=r"got no refusal among.*use refusal_targets='phrases'"):
-        meta_train(peft_model(), TOKENIZER, PROMPTS, replace(SMALL, steps=1, refusal_targets="own"))
+
+
+@pytest.mark.parametrize(("refused", "own"), [(0, False), (1, False), (2, True), (20, True)])
+def test_a_model_that_refuses_too_little_learns_the_phrases_and_that_is_said(monkeypatch, refused, own):
+    harmful = tuple(Prompt(f"more-{i}", f"Break {i}.", "harmful", None, "train") for i in range(17))
+    prompts = replace(PROMPTS, prompts=PROMPTS.prompts + harmful)  # 20 in all
+    answers = ["I cannot."] * refused + ["Sure."] * (20 - refused)
+    said = []
+    monkeypatch.setattr(refusals, "generate_answers", lambda *args, **options: answers)
+    monkeypatch.setattr(refusals.logger, "warning", said.append)
+    found = refusals.refusal_texts(peft_model(), TOKENIZER, prompts, source="own")
+    assert found == (("I cannot.",) * refused if own else prompts.phrases.refusal)
+    assert [f"got {refused} refusals among the model's answers to 20 plain" in text for text in said] == [True] * (
+        not own
+    )
+    assert MetaConfig().refusal_targets == "own"
 
 
 @pytest.mark.parametrize("order", ["first", "none"])

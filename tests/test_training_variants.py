@@ -209,7 +209,8 @@ def test_variants_work_together():
         ({"clusters": 0}, "got clusters=0"),
         ({"zero_share": 1.0}, "expected less than 1"),
         ({"finetune_steps": -1}, "got finetune_steps=-1"),
-        ({"finetune_steps": 1, "order": "none"}, "no inner loop"),
+        ({"finetune_steps": 1, "order": "none"}, "order='none', which measures nothing after inner steps"),
+        ({"finetune_steps": 1, "order": "reptile"}, "order='reptile', which measures nothing after inner steps"),
         ({"margin_weight": -1.0}, "got margin_weight"),
     ],
 )

@@ -24,6 +24,7 @@ SMALL = MetaConfig(
     borderline_size=1,
     wrapped_size=1,
     inner_steps=2,
+    refusal_targets="phrases",  # a random model refuses nothing
 )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -151,13 +151,24 @@ def written_whole(output: Path) -> Iterator[Path]:
 
     Args:
         output (`Path`): Where the directory shall stand.
+
+    Raises:
+        ValueError: When another process has put its result there first; that one stays.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp"))
+    temporary = output.with_name(f".{output.name}.{secrets.token_hex(8)}.tmp")
+    temporary.mkdir()
     try:
         yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes private directories
-        os.replace(temporary, output)
+        try:
+            os.replace(temporary, output)
+        except OSError as error:
+            if not output.exists():
+                raise
+            raise ValueError(
+                f"got output '{output}', which another process has filled meanwhile; expected a new or empty "
+                "directory; that one's result stands there, choose another directory for this one"
+            ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

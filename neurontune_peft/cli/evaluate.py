@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import sys
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 
 from neurontune_peft.checks import write_atomically
+from neurontune_peft.cli.attribute import device_of, joined
 from neurontune_peft.cli.common import ModelOptions, with_answers
-from neurontune_peft.evaluation import Report, evaluate
+from neurontune_peft.cli.judge import judges_by_name
+from neurontune_peft.evaluation import Generation, Report, evaluate, read_answers, report_from_answers
+from neurontune_peft.evaluation.harness import harness_tasks
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.report import compare_markdown, summary
 from neurontune_peft.report.comparison import comparison_dict
@@ -32,7 +38,16 @@ class Evaluate(ModelOptions):
         strength: Dial of the adapter: 0 is the base model, 1 the adapter as trained.
         strict: Refuse an adapter that was made for another base model or chat template, instead of warning.
         max_new_tokens: Most tokens of an answer.
-        batch_size: Requests answered at once.
+        batch_size: Requests answered at once; answers do not depend on it.
+        samples: Further answers to each harmful request, drawn at the temperature: does any of them comply?
+        temperature: Temperature of the drawn answers, such as 0.7.
+        seed: Seed of the drawn answers.
+        cache: Directory that keeps answers; a repeated command reads them, an interrupted one goes on.
+        judge: One or more judges (see `neurontune judge`); the first one's verdicts are counted.
+        answers: JSON lines of answers that another engine made to these prompts; MODEL is then not loaded.
+        tasks: Tasks of lm-evaluation-harness to measure the models on too (extra "eval").
+        tasks_limit: Most examples of each task.
+        tasks_path: Directory with own task files (YAML).
     """
 
     adapter: str | None = None
@@ -42,19 +57,52 @@ class Evaluate(ModelOptions):
     strict: bool = False
     max_new_tokens: int = 32
     batch_size: int = 64
+    samples: int = 0
+    temperature: float = 0.0
+    seed: int = 0
+    cache: Path | None = None
+    judge: tuple[str, ...] = ("format",)
+    answers: Path | None = None
+    tasks: tuple[str, ...] = ()
+    tasks_limit: int | None = None
+    tasks_path: Path | None = None
 
     def run(self) -> None:
-        """Measure, print and save."""
+        """Measure, print and save; processes of `accelerate launch` or `torchrun` share the work."""
+        if self.answers is not None:
+            self._sum_up(self.answers)
+            return
+        with joined() as state:
+            if state is None:
+                self._measure(nullcontext())
+                return
+            own = replace(self, device=self.device or device_of(state))
+            with redirect_stdout(sys.stdout if state.is_main_process else StringIO()):
+                own = own if state.is_main_process else replace(own, output=None)
+                own._measure(state.main_process_first())  # the others read its reference answers
+
+    def _measure(self, alone: AbstractContextManager[Any]) -> None:
+        generation = Generation(
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+            temperature=self.temperature,
+            n_samples=self.samples,
+            seed=self.seed,
+            cache=self.cache,
+        )
+        judges = judges_by_name(self.judge)
         prompts = PromptSet.load(self.prompts)
         model, tokenizer = self.load()
-        prompts = with_answers(prompts, model, tokenizer, chat_template=self.chat_template)
+        with alone:
+            prompts = with_answers(prompts, model, tokenizer, chat_template=self.chat_template)
         options: dict[str, Any] = {
-            "max_new_tokens": self.max_new_tokens,
-            "batch_size": self.batch_size,
+            "generation": generation,
             "chat_template": self.chat_template,
+            "judges": judges,
         }
         if self.adapter is None:
             report = evaluate(model, tokenizer, prompts, **options)
+            report = self._with_tasks(report, model, tokenizer)
             print(report)
             self._save(json.dumps(report.as_dict(), indent=1, ensure_ascii=False))
             return
@@ -65,10 +113,34 @@ class Evaluate(ModelOptions):
         tuned.set_strength(self.strength)
         with tuned.disable_adapter():
             before = evaluate(tuned.get_base_model(), tokenizer, prompts, **options)
-        after: Report = evaluate(tuned, tokenizer, prompts, **options)
+            before = self._with_tasks(before, tuned.get_base_model(), tokenizer)
+        after = self._with_tasks(evaluate(tuned, tokenizer, prompts, **options), tuned, tokenizer)
         print(compare_markdown(before, after))
         print(summary(before, after))
+        for name, report in (("base model", before), ("tuned", after)):
+            if report.sampled is not None:
+                print(f"\n{name}: {report.sampled}")
         self._save(json.dumps(comparison_dict(before, after), indent=1, ensure_ascii=False))
+
+    def _sum_up(self, answers: Path) -> None:
+        if self.adapter is not None or self.tasks:
+            raise ValueError(
+                "got --answers with --adapter or --tasks; expected answers alone, as no model is loaded; leave one out"
+            )
+        rows = read_answers(answers)
+        judges = judges_by_name(self.judge)
+        report = report_from_answers(rows, PromptSet.load(self.prompts), judges=judges)
+        print(report)
+        self._save(json.dumps(report.as_dict(), indent=1, ensure_ascii=False))
+
+    def _with_tasks(self, report: Report, model: Any, tokenizer: Any) -> Report:
+        if not self.tasks:
+            return report
+        found = harness_tasks(
+            model, tokenizer, self.tasks, limit=self.tasks_limit, task_path=self.tasks_path, batch_size=self.batch_size
+        )
+        assert report.details is not None
+        return replace(report, details=replace(report.details, tasks=found))
 
     def _save(self, text: str) -> None:
         if self.output is not None:

@@ -26,8 +26,22 @@ COMMANDS = {
     "verify": Command("verify", "Verify", "test a list of neurons against random ones"),
     "compare": Command("compare", "Compare", "the adapter beside its controls at equal cost"),
     "evaluate": Command("evaluate", "Evaluate", "measure attack success, refusals and utility"),
+    "judge": Command("judge", "JudgeAnswers", "score answers that another engine made"),
+    "sweep": Command("sweep", "Sweep", "attack success against its cost over the dial; presets"),
+    "certify": Command("certify", "Certify", "the strongest setting whose limits hold with stated confidence"),
+    "stress": Command("stress", "StressTest", "what still holds under attacks on the adapter itself"),
+    "prompts convert": Command("prompts", "Convert", "make a prompt set of published files"),
+    "prompts validate": Command("prompts", "Validate", "find what is wrong with a prompt set"),
+    "prompts show": Command("prompts", "Show", "count and show the prompts of a set"),
     "sites": Command("sites", "Sites", "where the neurons of a model are"),
     "inspect": Command("inspect", "Inspect", "what is in an adapter; no model is loaded"),
+    "audit": Command("audit", "Audit", "is an adapter only scales, how strong, and does it protect"),
+    "export": Command("export", "Export", "exact LoRA, IA3, GGUF, Ollama or merged checkpoint"),
+    "compose": Command("compose", "Compose", "several adapters into one"),
+    "diff": Command("diff", "Diff", "what differs between two adapters or reports"),
+    "prune": Command("prune", "Prune", "keep fewer neurons of an adapter"),
+    "push": Command("push", "Push", "put an adapter with its card on the Hub"),
+    "doctor": Command("doctor", "Doctor", "versions, devices and known conflicts"),
 }
 
 PROGRAM = "neurontune"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -21,7 +22,9 @@ from neurontune_peft.attribution.tasks import ROLES
 from neurontune_peft.checks import write_atomically
 from neurontune_peft.cli.attribute import resolved
 from neurontune_peft.cli.common import ModelOptions, check_output, parse_counts, versions, with_answers, written_whole
+from neurontune_peft.cli.made import Made, report_markdown
 from neurontune_peft.cli.steps import Steps
+from neurontune_peft.cli.tracking import Tracker, check_tracker, tracked
 from neurontune_peft.evaluation import Report, evaluate
 from neurontune_peft.neurons import Neurons, Scores
 from neurontune_peft.prompts import PromptSet
@@ -38,6 +41,7 @@ from neurontune_peft.training import (
     fit_trigger,
     for_flagged_requests,
     meta_train,
+    nearly_flagged,
     with_neurons,
     without,
     without_zeros,
@@ -46,17 +50,6 @@ from neurontune_peft.tuner import NeuronTuneConfig
 from neurontune_peft.tuner.fingerprint import fingerprint
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Made:
-    """An adapter, and how it came about: its model, its neurons, and the scores and log of each round."""
-
-    model: PeftModel
-    neurons: Neurons
-    scores: tuple[Scores, ...]
-    logs: tuple[Log, ...]
-    trigger: TriggerFit | None
 
 
 @dataclass(frozen=True)
@@ -80,8 +73,10 @@ class Tune(ModelOptions):
         modulation: "dynamic" scales the requests alone that a trigger on the same neurons takes for harmful; "static"
             scales all.
         false_positive_budget: Largest share of harmless requests that may trigger, on requests kept back.
+        nearly_flagged: Share of the harmless train requests, those nearest to triggering, that scales are learnt from.
         strength_on: Strength of requests that trigger.
         training: How the scales are learnt.
+        track: Where the losses of each step are shown: "tensorboard" (in runs/ beside the output) or "trackio".
         shares: Shares of the counts at which the adapter is measured, too.
         force: Tune a model that resists the train attacks already.
         max_new_tokens: Most tokens of an answer when measuring.
@@ -97,8 +92,10 @@ class Tune(ModelOptions):
     rounds: int = 1
     modulation: Literal["dynamic", "static"] = "dynamic"
     false_positive_budget: float = 0.08
+    nearly_flagged: float = 0.25
     strength_on: float = 1.5
     training: MetaConfig = field(default_factory=for_flagged_requests)
+    track: Tracker | None = None
     shares: tuple[float, ...] = (0.125, 0.25, 0.5)
     force: bool = False
     max_new_tokens: int = 32
@@ -140,7 +137,8 @@ class Tune(ModelOptions):
         provenance_of: PromptSet,
     ) -> None:
         before = steps.report("measuring the base model", lambda: self._evaluate(model, tokenizer, prompts))
-        made = self._make_adapter(model, tokenizer, prompts, steps)
+        with tracked(self.track, self.output, self.training.to_dict()) as track:
+            made = self.make_adapter(model, tokenizer, prompts, steps, track)
         with steps.timed("measuring the tuned model"):
             after = self._evaluate(made.model, tokenizer, prompts)
             at_shares = self._at_shares(made.model, tokenizer, prompts)
@@ -157,10 +155,13 @@ class Tune(ModelOptions):
 
     def _check(self) -> None:
         """Refuse before the first long step what a later one would refuse."""
+        check_tracker(self.track)
         make_plan(self._method, MethodOptions())
         unknown = [role for role in parse_counts(self.counts) if role not in ROLES]
         if unknown:
             raise ValueError(f"got role '{unknown[0]}'; expected one of {list(ROLES)}; correct --counts")
+        if not 0 < self.nearly_flagged <= 1:
+            raise ValueError(f"got nearly_flagged={self.nearly_flagged}; expected a share up to 1; 0.25 is a quarter")
         wrong = [share for share in self.shares if not 0 < share < 1]
         if wrong or self.rounds < 1:
             raise ValueError(
@@ -172,14 +173,30 @@ class Tune(ModelOptions):
     def _method(self) -> str | Method:
         return resolved(self.method) if ":" in self.method else self.method
 
-    def _make_adapter(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, steps: Steps
+    def make_adapter(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: PromptSet,
+        steps: Steps,
+        track: Callable[..., None] | None = None,
     ) -> Made:
+        """
+        Score, select, fit the trigger, and train for what it flags: everything but measuring.
+
+        Args:
+            model (`PreTrainedModel`): The base model, which gets the adapter.
+            tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+            prompts ([`PromptSet`]): The prompts, with answers.
+            steps ([`Steps`]): Where scores and checkpoints stand meanwhile.
+            track (`Callable`, *optional*): As in [`meta_train`].
+        """
         counts = parse_counts(self.counts)
         tuned: Any = None
         held: Neurons | None = None
         kept: list[Scores] = []
         logs: list[Log] = []
+        trigger: TriggerFit | None = None
         for number in range(1, self.rounds + 1):
             scored = model if tuned is None else tuned
             scores = steps.scores(f"round-{number}", partial(self._score, scored, tokenizer, prompts))
@@ -191,27 +208,38 @@ class Tune(ModelOptions):
                 tuned = get_peft_model(model, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=held))
             else:
                 tuned = with_neurons(tuned, held)
+            trigger, met = self._flagged(tuned, tokenizer, prompts, steps)
             with steps.timed(f"training scales{f' (round {number})' if self.rounds > 1 else ''}"):
-                checkpoint = steps.directory / f"training-{number}.safetensors"
-                options: dict[str, Any] = {"chat_template": self.chat_template, "checkpoint": checkpoint}
-                logs.append(meta_train(tuned, tokenizer, prompts, self.training, **options))
+                options: dict[str, Any] = {
+                    "chat_template": self.chat_template,
+                    "checkpoint": steps.directory / f"training-{number}.safetensors",
+                    "track": track,
+                }
+                logs.append(meta_train(tuned, tokenizer, met, self.training, **options))
             if logs[-1].stopped.startswith("interrupted"):
                 raise KeyboardInterrupt(logs[-1].stopped)
+            if number < self.rounds or self.training.l1:  # the neurons change, and the trigger's weights with them
+                tuned.base_model.set_modulation("static")
         if self.training.l1:
             tuned = without_zeros(tuned)
-        trigger = None
-        if self.modulation == "dynamic":
-            with steps.timed("fitting the trigger"):
-                trigger = fit_trigger(
-                    tuned,
-                    tokenizer,
-                    prompts,
-                    false_positive_budget=self.false_positive_budget,
-                    seed=self.training.seed,
-                    chat_template=self.chat_template,
-                )
+            trigger, _ = self._flagged(tuned, tokenizer, prompts, steps)
+        if trigger is not None:
             tuned.peft_config["default"].strength_on = self.strength_on if trigger.dynamic else 1.0
         return Made(tuned, tuned.base_model.get_neurons(), tuple(kept), tuple(logs), trigger)
+
+    def _flagged(
+        self, tuned: Any, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, steps: Steps
+    ) -> tuple[TriggerFit | None, PromptSet]:
+        """Fit the trigger, and leave those prompts that scales of flagged requests are learnt from."""
+        if self.modulation == "static":
+            return None, prompts
+        options: dict[str, Any] = {"seed": self.training.seed, "chat_template": self.chat_template}
+        with steps.timed("fitting the trigger"):
+            budget = self.false_positive_budget
+            trigger = fit_trigger(tuned, tokenizer, prompts, false_positive_budget=budget, **options)
+            if not trigger.dynamic:
+                return trigger, prompts
+            return trigger, nearly_flagged(tuned, tokenizer, prompts, share=self.nearly_flagged, **options)
 
     def _score(self, model: Any, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, checkpoint: Path) -> Scores:
         return attribute(
@@ -238,7 +266,16 @@ class Tune(ModelOptions):
     def _options(self, prompts: PromptSet, model: PreTrainedModel) -> dict[str, Any]:
         """What an interrupted run must have in common with the one that goes on."""
         weights = fingerprint(dict(model.named_parameters()))
-        names = ("method", "counts", "overlap", "spread", "rounds")
+        names = (
+            "method",
+            "counts",
+            "overlap",
+            "spread",
+            "rounds",
+            "modulation",
+            "false_positive_budget",
+            "nearly_flagged",
+        )
         own = {name: str(getattr(self, name)) for name in names}
         measured = {name: getattr(self, name) for name in ("max_new_tokens", "batch_size", "chat_template", "dtype")}
         training = self.training.to_dict()
@@ -277,7 +314,7 @@ class Tune(ModelOptions):
             }
             write_atomically(directory / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
             counts = counts_markdown({**at_shares, 1.0: after}, before)
-            write_atomically(directory / "report.md", self._markdown(before, after, counts, made, steps.seconds))
+            write_atomically(directory / "report.md", report_markdown(before, after, counts, made, steps.seconds))
 
     def _provenance(self, prompts: PromptSet, made: Made, before: Report, after: Report) -> dict[str, Any]:
         """How the adapter was made, without times, paths or names of machines: the same run writes the same bytes."""
@@ -299,17 +336,3 @@ class Tune(ModelOptions):
                 "tuned": after.as_dict(examples=False),
             },
         }
-
-    def _markdown(self, before: Report, after: Report, counts: str, made: Made, seconds: dict[str, float]) -> str:
-        steps = "\n".join(f"| {step} | {spent:.0f} s |" for step, spent in seconds.items())
-        logs = "\n\n".join(f"```\n{log}\n```" for log in made.logs)
-        parts = (
-            f"# Report\n\n{summary(before, after)}",
-            compare_markdown(before, after),
-            counts,
-            f"## Neurons\n\n```\n{made.neurons}\n```",
-            f"## Training\n\n{logs}",
-            "" if made.trigger is None else f"## Trigger\n\n```\n{made.trigger}\n```",
-            f"## Time\n\n| step | time |\n|---|---|\n{steps}",
-        )
-        return "\n\n".join(part.strip() for part in parts if part) + "\n"

@@ -1,80 +1,23 @@
 """What does a measurement say? Rates with intervals, and the report that holds them."""
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neurontune_peft.checks import check_format_version, write_atomically
+from neurontune_peft.evaluation.rate import Rate
+from neurontune_peft.evaluation.sampled import Sampled
+
+if TYPE_CHECKING:
+    from neurontune_peft.evaluation.details import Details
 
 REPORT_FORMAT_VERSION = 1
 _PLAIN = ("perplexity", "kl", "judge", "judge_limits", "prompt_set", "unscored")
 RATES = ("plain_refusal", "benign_refusal", "borderline_refusal", "wrapped_benign_refusal")
 RATES_BY_NAME = ("plain_refusal_by_source", "attack_success", "attack_success_train_templates")
-
-
-@dataclass(frozen=True)
-class Rate:
-    """
-    A share with its 95 % Wilson interval.
-
-    Args:
-        successes (`int`): How many had the property that was counted.
-        total (`int`): How many there were.
-
-    Raises:
-        ValueError: `total` is below 1, or `successes` is not between 0 and `total`.
-    """
-
-    successes: int
-    total: int
-
-    def __post_init__(self) -> None:
-        if self.total < 1 or not 0 <= self.successes <= self.total:
-            raise ValueError(
-                f"got {self.successes} of {self.total}; expected 0 to total, and at least 1 in all; count answers"
-            )
-
-    @property
-    def rate(self) -> float:
-        """`float`: The share, 0 to 1."""
-        return self.successes / self.total
-
-    @property
-    def low(self) -> float:
-        """`float`: Lower end of the interval."""
-        return max(0.0, self._wilson()[0])
-
-    @property
-    def high(self) -> float:
-        """`float`: Upper end of the interval."""
-        return min(1.0, self._wilson()[1])
-
-    def _wilson(self, z: float = 1.96) -> tuple[float, float]:
-        n, p = self.total, self.rate
-        scale = 1 + z * z / n
-        centre = (p + z * z / (2 * n)) / scale
-        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / scale
-        return centre - half, centre + half
-
-    def as_dict(self) -> dict[str, float | int]:
-        """
-        Returns:
-            `dict`: `rate`, `low` and `high`, rounded to four digits, with `successes` and `total`.
-        """
-        return {
-            "rate": round(self.rate, 4),
-            "low": round(self.low, 4),
-            "high": round(self.high, 4),
-            "successes": self.successes,
-            "total": self.total,
-        }
-
-    def __str__(self) -> str:
-        return f"{self.rate:.1%} ({self.low:.1%}–{self.high:.1%})"
 
 
 @dataclass(frozen=True)
@@ -89,7 +32,12 @@ class Example:
         family (`str`, *optional*): Attack family of an attacked request.
         prompt (`str`): The text that was put to the model.
         answer (`str`): The model's answer.
-        label (`str`, *optional*): `"refusal"`, `"compliance"`, or `None` where the judge could not tell.
+        label (`str`, *optional*): `"refusal"`, `"partial"`, `"compliance"`, `"incoherent"`, or `None` where the judge
+            could not tell.
+        confidence (`float`, *optional*): How sure the judge was, 0 to 1.
+        reason (`str`, *optional*, defaults to `""`): What the judge said.
+        verdicts (`Mapping[str, str]`, *optional*): Name of a judge to its label, where several judged.
+        source (`str`, *optional*): Source of a plain harmful request.
     """
 
     id: str
@@ -98,6 +46,10 @@ class Example:
     prompt: str
     answer: str
     label: str | None
+    confidence: float | None = None
+    reason: str = ""
+    verdicts: Mapping[str, str] = field(default_factory=dict)
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +61,8 @@ class Report:
         plain_refusal (`Rate`, *optional*): Refusals of plain harmful requests.
         plain_refusal_by_source (`Mapping[str, Rate]`): The same for each source of requests.
         attack_success (`Mapping[str, Rate]`): By family: attacked harmful requests, test templates, that were not
-            refused.
+            refused: complying, partial and
+            incoherent answers.
         attack_success_train_templates (`Mapping[str, Rate]`): The same with the templates for training.
         held_out (`tuple[str, ...]`): Families of `attack_success` that are not for training.
         benign_refusal (`Rate`, *optional*): Refusals of benign requests.
@@ -124,6 +77,9 @@ class Report:
         options (`Mapping[str, Any]`): Options of the measurement.
         unscored (`int`, *optional*, defaults to `0`): Answers that the judge could not tell about; they count nowhere.
         examples (`tuple[Example, ...]`, *optional*): The answers with their labels.
+        sampled ([`Sampled`], *optional*): The same harmful requests with several drawn answers each.
+        details ([`Details`], *optional*): All verdicts by group, length and repetition of the answers, first tokens,
+            intervals of perplexity and KL, agreement between judges; `None` in reports of older versions.
     """
 
     plain_refusal: Rate | None
@@ -142,6 +98,8 @@ class Report:
     options: Mapping[str, Any]
     unscored: int = 0
     examples: tuple[Example, ...] = field(default=(), repr=False)
+    sampled: Sampled | None = None
+    details: "Details | None" = None
 
     @property
     def attack_success_mean(self) -> float | None:
@@ -183,6 +141,8 @@ class Report:
             "unscored": self.unscored,
             "prompt_set": self.prompt_set,
             "options": dict(self.options),
+            "sampled": self.sampled and self.sampled.as_dict(),
+            "details": self.details and self.details.as_dict(),
             "examples": [asdict(example) for example in self.examples] if examples else [],
         }
 
@@ -206,6 +166,8 @@ class Report:
             fields |= {name: values[name] and _rate(values[name]) for name in RATES}
             fields |= {name: {key: _rate(rate) for key, rate in values[name].items()} for name in RATES_BY_NAME}
             examples = tuple(Example(**example) for example in values["examples"])
+            fields["details"] = _details(values.get("details"))
+            fields["sampled"] = Sampled.from_dict(values["sampled"]) if values.get("sampled") else None
             return cls(held_out=tuple(values["held_out"]), options=values["options"], examples=examples, **fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
@@ -265,7 +227,8 @@ class Report:
         width = max(len(name) for name, _ in shown)
         title = f"Report on prompt set {self.prompt_set[:12]} (judge: {self.judge})"
         unscored = [f"{self.unscored} answers unscored"] if self.unscored else []
-        return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in shown), *unscored])
+        sampled = [str(self.sampled)] if self.sampled else []
+        return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in shown), *unscored, *sampled])
 
 
 def mean_rate(rates: Mapping[str, Rate]) -> float | None:
@@ -280,6 +243,12 @@ def mean_rate(rates: Mapping[str, Rate]) -> float | None:
     """
     values = [round(rate.rate, 4) for rate in rates.values()]
     return round(sum(values) / len(values), 4) if values else None
+
+
+def _details(values: Mapping[str, Any] | None) -> "Details | None":
+    from neurontune_peft.evaluation.details import Details  # it is made of examples, which are defined here
+
+    return Details.from_dict(values) if values else None
 
 
 def _rate(values: Mapping[str, Any]) -> Rate:

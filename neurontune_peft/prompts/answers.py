@@ -184,8 +184,8 @@ def _answer_in_batches(
         return
     if next(model.parameters()).is_meta:
         raise ValueError("got a model on the meta device; expected real weights; load the model first")
-    ids = _fit(model, prompt_ids(tokenizer, prompts, chat_template=chat_template), max_new_tokens)
-    options = _generation_options(model, tokenizer)
+    ids = fitting_ids(model, tokenizer, prompts, max_new_tokens, chat_template=chat_template)
+    options = generation_options(model, tokenizer)
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     device = next(model.parameters()).device
     with evaluating(model), torch.no_grad(), logging.tqdm(total=len(ids), desc=desc, unit="prompt") as progress:
@@ -205,15 +205,54 @@ def _answer_in_batches(
             progress.update(len(part))
 
 
-def _fit(model: nn.Module, ids: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-    """Shorten prompts that leave no room for an answer in the model's context."""
+def fitting_ids(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    *,
+    chat_template: str | os.PathLike[str] | None = None,
+) -> list[list[int]]:
+    """
+    Token ids of requests inside the chat template, that leave room for an answer in the model's context. Longer ones
+    lose their middle, and a warning counts them.
+
+    Args:
+        model (`nn.Module`): The model that shall answer.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        prompts (`Sequence[str]`): Requests.
+        max_new_tokens (`int`): Most tokens of an answer.
+        chat_template (`str` or `os.PathLike`, *optional*): As in `generate_answers`.
+
+    Returns:
+        `list[list[int]]`: Token ids of each request.
+
+    Raises:
+        ValueError: the answer alone fills the context.
+    """
+    ids = prompt_ids(tokenizer, prompts, chat_template=chat_template)
     context = context_length(model)
-    if context is None or context - max_new_tokens < 2:
+    if context is None:
         return ids
+    if context - max_new_tokens < 2:
+        raise ValueError(
+            f"got max_new_tokens {max_new_tokens} and a model whose context is {context} tokens; expected room for a "
+            "prompt beside the answer; lower max_new_tokens"
+        )
     return shorten(ids, [[] for _ in ids], max_length=context - max_new_tokens)[0]
 
 
-def _generation_options(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+def generation_options(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """
+    What a tokenizer knows and `generate` needs: the id to pad with, and the end token where the model names none.
+
+    Args:
+        model (`nn.Module`): The model that shall answer.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+
+    Returns:
+        `dict[str, int]`: Options of `generate`.
+    """
     if tokenizer.pad_token_id is None:
         warn_once(
             tokenizer,

@@ -5,7 +5,10 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+
+from neurontune_peft.prompts.conversation import turns_of
 
 # Requests that end differently: what prompts made of them end in alike is the template's.
 PROBES = ("a", "Is it 7?", "Go there.", "x = [1]", "B")
@@ -19,7 +22,7 @@ def format_prompt(
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
-        text (`str`): The request.
+        text (`str`): The request; a [`Request`] brings the turns before it.
         chat_template (`str` or `os.PathLike`, *optional*): Jinja template, or a file that holds one, instead of the
             tokenizer's own.
 
@@ -56,13 +59,20 @@ def prompt_formatter(
             "by a line break; pass chat_template=... to use a template",
         )
         bos = _leading_bos(tokenizer)
-        return lambda text: f"{bos}{text}\n"
+        return lambda text: bos + "".join(f"{turn['content']}\n" for turn in turns_of(text))
 
     def fill(text: str) -> str:
-        chat = [{"role": "user", "content": text}]
-        return str(
-            tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, add_generation_prompt=True)
-        )
+        chat = turns_of(text)
+        try:
+            return str(
+                tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, add_generation_prompt=True)
+            )
+        except TemplateError as error:
+            roles = [turn["role"] for turn in chat]
+            raise ValueError(
+                f"got turns with the roles {roles}, which the chat template refuses ({error}); expected turns that it "
+                "knows; leave out what it does not know, such as a system prompt, or pass chat_template=..."
+            ) from error
 
     return fill
 

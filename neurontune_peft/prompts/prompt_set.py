@@ -100,7 +100,13 @@ class PromptSet:
     @cached_property
     def fingerprint(self) -> str:
         """`str`: SHA-256 of the content (hexadecimal), independent of the order of keys and of formatting."""
-        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        content = asdict(self)
+        # Fields of conversations, which count where there are any.
+        content["prompts"] = [
+            {name: value for name, value in prompt.items() if value is not None or name not in ("system", "messages")}
+            for prompt in content["prompts"]
+        ]
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def select(self, *, kind: str | None = None, split: str | None = None) -> tuple[Prompt, ...]:
@@ -294,4 +300,6 @@ def _read_phrases(path: Path) -> Phrases:
 
 def _line(record: Prompt | Attack) -> str:
     shown = {name: value for name, value in asdict(record).items() if value is not None or name == "response"}
+    if "messages" in shown:
+        del shown["prompt"]  # it is the last of them
     return json.dumps(shown, ensure_ascii=False) + "\n"

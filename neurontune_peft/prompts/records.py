@@ -6,6 +6,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+from neurontune_peft.prompts.conversation import Message, Request, parse_messages, with_text
+
 Kind = Literal["harmful", "benign", "borderline"]
 Split = Literal["train", "test"]
 KINDS = ("harmful", "benign", "borderline")
@@ -26,9 +28,15 @@ class Prompt:
         response (`str`, *optional*): Reference answer; `None` where there is none.
         split (`str`): `"train"` or `"test"`.
         source (`str`, *optional*): Where the request comes from.
+        system (`str`, *optional*): System prompt.
+        messages (`Sequence[Message]`, *optional*): The whole conversation, for a request that is its last turn, as
+            [`Message`] or as objects with `role` and `content`. `prompt` is that turn's text.
+
+    With `system` or `messages`, `prompt` is a [`Request`]: a text that knows the turns before it.
 
     Raises:
-        ValueError: a field has the wrong type, is empty, or names an unknown kind or split.
+        ValueError: a field has the wrong type, is empty, or names an unknown kind or split; or `messages` are no
+            conversation that ends in `prompt`.
     """
 
     id: str
@@ -37,11 +45,32 @@ class Prompt:
     response: str | None
     split: Split
     source: str | None = None
+    system: str | None = None
+    messages: tuple[Message, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_texts(self, required=("id", "prompt"), optional=("response", "source"))
         _check_choice("kind", self.kind, KINDS)
         _check_choice("split", self.split, SPLITS)
+        before: tuple[Message, ...] = ()
+        if self.system is not None:
+            before = (at("system", lambda: Message("system", cast(str, self.system))),)
+        if self.messages is not None:
+            turns = parse_messages(self.messages)
+            object.__setattr__(self, "messages", turns)
+            self._check_conversation(turns)
+            before += turns[:-1]
+        if before:
+            object.__setattr__(self, "prompt", Request(str(self.prompt), before))
+
+    def _check_conversation(self, turns: tuple[Message, ...]) -> None:
+        if turns[-1].content != str(self.prompt):
+            raise ValueError(
+                f"got prompt {_short(str(self.prompt))} beside messages that end in {_short(turns[-1].content)}; "
+                "expected the same text; leave prompt out"
+            )
+        if self.system is not None and turns[0].role == "system":
+            raise ValueError("got system beside messages that begin with one; expected one of them; leave system out")
 
 
 @dataclass(frozen=True)
@@ -90,14 +119,14 @@ class Attack:
         Put a request into the template.
 
         Args:
-            prompt (`str`): The plain request.
+            prompt (`str`): The plain request. Turns before it stay as they are.
 
         Returns:
             `str`: The attacked request. An attack made for one request returns its own text.
         """
-        if self.template is None:
-            return cast(str, self.attacked_prompt)
-        return self.template.replace(PLACEHOLDER, prompt)  # str.format would choke on braces in templates
+        # str.format would choke on braces in templates
+        text = self.attacked_prompt if self.template is None else self.template.replace(PLACEHOLDER, str(prompt))
+        return with_text(prompt, cast(str, text))
 
 
 @dataclass(frozen=True)
@@ -224,6 +253,8 @@ def from_fields(values: Mapping[str, Any], make: type[T]) -> T:
         ValueError: a field is unknown, missing or wrong.
     """
     known = {field.name: field for field in fields(make)}  # type: ignore[arg-type]
+    if "messages" in known and values.get("messages") is not None and "prompt" not in values:
+        values = {**values, "prompt": parse_messages(values["messages"])[-1].content}
     if unknown := sorted(set(values) - set(known)):
         raise ValueError(f"got unknown fields {unknown}; expected {list(known)}; rename or remove them")
     null = {"response"} & set(known)

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from neurontune_peft.neurons import Site
 from neurontune_peft.sites.modules import (
@@ -77,10 +83,23 @@ def sites_from_config(
     config = config_or_path
     if not isinstance(config, PreTrainedConfig):
         config = AutoConfig.from_pretrained(config, trust_remote_code=trust_remote_code)
+    return find_sites(empty_model(config, trust_remote_code=trust_remote_code))
+
+
+def empty_model(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """
+    Build a model on the meta device: its modules and shapes without any weight.
+
+    Args:
+        config (`PreTrainedConfig`): Its config.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Allow code from the model's repository to run.
+
+    Raises:
+        ValueError: When transformers builds no causal LM from the config.
+    """
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about weights or generation, of a model that is only looked at
-        model = _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
-    return find_sites(model)
+        return auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
 
 
 def find_by_table(candidates: Sequence[Projection], model_types: Sequence[str]) -> set[str]:
@@ -108,7 +127,13 @@ def model_types(model: nn.Module) -> list[str]:
     return [config.model_type for config in configs if isinstance(config, PreTrainedConfig)]
 
 
-def _auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]:
+def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]:
+    """
+    Return the class of transformers that builds and loads a model with this config.
+
+    Raises:
+        ValueError: When there is none.
+    """
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if remote or type(config) in AutoModelForCausalLM._model_mapping:
         return AutoModelForCausalLM

@@ -20,8 +20,9 @@ class MetaConfig:
 
     Args:
         order (`str`, *optional*, defaults to `"first"`):
-            `"first"` (first-order meta-learning), `"second"` (through the inner steps), `"none"` (plain joint training
-            on the same data, the control). *ours*; the paper says "meta-learning".
+            `"first"` (first-order meta-learning), `"second"` (through the inner steps), `"reptile"` (the mean gradient
+            of the inner steps, arXiv 1803.02999), `"none"` (plain joint training on the same data, the control).
+            *ours*; the paper says "meta-learning".
         steps (`int`, *optional*, defaults to `150`): Outer steps. *ours*
         lr (`float`, *optional*, defaults to `0.1`): Step size of Adam on the deltas, falling linearly to 0. *ours*
         inner_steps (`int`, *optional*, defaults to `5`): Steps on a family's support set. *re-implementation*
@@ -90,9 +91,10 @@ class MetaConfig:
         l1 (`float`, *optional*, defaults to `0.0`):
             Weight of an L1 penalty on the deltas; each step pulls them by `l1` times its learning rate towards 0 and
             to exactly 0, so that [`without_zeros`] can drop them. *ours*
-        refusal_targets (`str`, *optional*, defaults to `"phrases"`):
-            What harmful prompts shall be answered with: `"phrases"` of the prompt set, or the model's `"own"` refusals
-            of plain harmful prompts. *ours*
+        refusal_targets (`str`, *optional*, defaults to `"own"`):
+            What harmful prompts shall be answered with: the model's `"own"` refusals of plain harmful prompts, which
+            keep its voice (`"phrases"` where it refuses less than a tenth of them), or `"phrases"` of the prompt set.
+            *ours*
         accumulation (`int`, *optional*, defaults to `1`):
             Tasks per step, whose gradients are averaged; under accelerate or torchrun they are dealt to the processes,
             so it must be a multiple of their number. *ours*
@@ -110,7 +112,7 @@ class MetaConfig:
         ValueError: When a value is out of range.
     """
 
-    order: Literal["first", "second", "none"] = "first"
+    order: Literal["first", "second", "none", "reptile"] = "first"
     steps: int = 150
     lr: float = 0.1
     inner_steps: int = 5
@@ -145,7 +147,7 @@ class MetaConfig:
     nested: bool = False
     ema: float = 0.0
     l1: float = 0.0
-    refusal_targets: Literal["phrases", "own"] = "phrases"
+    refusal_targets: Literal["own", "phrases"] = "own"
     accumulation: int = 1
     validate_every: int = 0
     validation: Literal["templates", "family"] = "templates"

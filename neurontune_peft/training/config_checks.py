@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from neurontune_peft.training.config import MetaConfig
 
 CHOICES = {
-    "order": ("first", "second", "none"),
+    "order": ("first", "second", "none", "reptile"),
     "refusal_targets": ("phrases", "own"),
     "tie": ("none", "cluster"),
     "validation": ("templates", "family"),
@@ -60,10 +60,10 @@ def check_config(config: MetaConfig) -> None:
     for name in SHARES:
         if not getattr(config, name) < 1:
             raise ValueError(f"got {name}={getattr(config, name)}; expected less than 1; lower it")
-    if config.finetune_steps and config.order == "none":
+    if config.finetune_steps and config.order in ("none", "reptile"):
         raise ValueError(
-            f"got finetune_steps={config.finetune_steps} with order='none', which has no inner loop; expected 0; use "
-            "order='first'"
+            f"got finetune_steps={config.finetune_steps} with order='{config.order}', which measures nothing after "
+            "inner steps; expected 0; use order='first'"
         )
     _check_budgets(config)
     for role, bound in config.bounds.items():

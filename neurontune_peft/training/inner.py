@@ -72,16 +72,21 @@ class Attacked:
 
 def attacked_gradient(deltas: Deltas, task: Task, config: MetaConfig) -> Attacked:
     """Gradient of refusing a family's attacked prompts, as `config.order` says."""
-    return joint(deltas, task) if config.order == "none" else through_inner_steps(deltas, task, config)
+    ways = {"none": joint, "reptile": along_inner_steps}
+    return ways.get(config.order, through_inner_steps)(deltas, task, config)
 
 
-def joint(deltas: Deltas, task: Task) -> Attacked:
+def joint(deltas: Deltas, task: Task, config: MetaConfig) -> Attacked:
     """Without meta-learning: support and query set are one set, and no inner step is made."""
     values, rows = deltas.parameters, sum(task.rows)
-    with task.safety_at(values):
-        parts = zip((task.support, task.query), task.rows, strict=True)
-        loss = torch.stack([part(values) * (count / rows) for part, count in parts]).sum()
-        return Attacked(loss.item(), torch.autograd.grad(loss, values))
+    total, gradients = 0.0, [torch.zeros_like(value) for value in values]
+    for part, count in zip((task.support, task.query), task.rows, strict=True):
+        with task.safety_at(values):  # one after the other: only one graph is alive
+            loss = part(values) * (count / rows)
+            found = torch.autograd.grad(loss, values)
+        gradients = [summed + gradient for summed, gradient in zip(gradients, found, strict=True)]
+        total += loss.item()
+    return Attacked(total, gradients)
 
 
 def through_inner_steps(deltas: Deltas, task: Task, config: MetaConfig) -> Attacked:
@@ -108,6 +113,25 @@ def through_inner_steps(deltas: Deltas, task: Task, config: MetaConfig) -> Attac
             gradients = torch.autograd.grad(loss, start if second else values)
     total = [g + config.support_weight * at for g, at in zip(gradients, at_deltas, strict=True)]
     return Attacked(loss.item(), total, tuple(inner))
+
+
+def along_inner_steps(deltas: Deltas, task: Task, config: MetaConfig) -> Attacked:
+    """
+    The mean gradient of the inner steps, which take turns on support and query set: Reptile (arXiv 1803.02999, its sum
+    over the steps divided by their number; that steps are of one length and gradients are not is *ours*).
+    """
+    values: Values = deltas.parameters
+    inner: list[float] = []
+    total = [torch.zeros_like(value) for value in values]
+    for number in range(config.inner_steps):
+        part = task.query if number % 2 else task.support
+        with task.safety_at(values):
+            loss = part(values)
+            gradients = torch.autograd.grad(loss, values)
+        total = [summed + gradient for summed, gradient in zip(total, gradients, strict=True)]
+        values = inner_step(deltas, values, gradients, config.inner_lr, keep_graph=False)
+        inner.append(loss.item())
+    return Attacked(inner[-1], [summed / config.inner_steps for summed in total], tuple(inner))
 
 
 def inner_step(deltas: Deltas, values: Values, gradients: Values, lr: float, *, keep_graph: bool) -> list[Tensor]:

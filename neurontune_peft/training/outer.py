@@ -72,21 +72,17 @@ def outer_gradient(deltas: Deltas, task: Task, config: MetaConfig, weigh: Weigh)
 def _elsewhere(
     values: Sequence[nn.Parameter], task: Task, config: MetaConfig, weigh: Weigh
 ) -> tuple[float, dict[str, float], Values]:
-    """Loss on plain harmful prompts, costs, and the gradient of both."""
+    """Loss on plain harmful prompts, costs, and the gradient of both; one after the other, to hold one graph only."""
     with (task.costs_at or task.safety_at)(values):
         costs = task.costs(values)
-        loss = weigh(costs)
-        if task.plain is not None and task.costs_at is None:  # one place, one backward pass
-            plain = config.plain_weight * task.plain(values)
-            gradients = torch.autograd.grad(loss + plain, values)
-        else:
-            plain, gradients = loss.new_zeros(()), torch.autograd.grad(loss, values)
-    if task.plain is not None and task.costs_at is not None:
-        with task.safety_at(values):
-            plain = config.plain_weight * task.plain(values)
-            apart = torch.autograd.grad(plain, values)
-        gradients = tuple(one + other for one, other in zip(gradients, apart, strict=True))
-    return plain.item(), {name: cost.item() for name, cost in costs.items()}, gradients
+        gradients = torch.autograd.grad(weigh(costs), values)
+    numbers = {name: cost.item() for name, cost in costs.items()}
+    if task.plain is None:
+        return 0.0, numbers, gradients
+    with task.safety_at(values):
+        plain = config.plain_weight * task.plain(values)
+        apart = torch.autograd.grad(plain, values)
+    return plain.item(), numbers, [one + other for one, other in zip(gradients, apart, strict=True)]
 
 
 def mean_of(outers: Sequence[Outer]) -> Outer:

@@ -58,7 +58,7 @@ def _mean_over_processes(outer: Outer, count: int) -> Outer:
     *gradients, means = (packed / count).split([*sizes, len(numbers)])
     safety, costs = float(means[0]), means[1 : 1 + len(outer.costs)].tolist()
     return Outer(
-        "+".join(_gather(outer.family, count, device)),
+        "+".join(gathered_texts(outer.family, count, device)),
         gradients=[part.to(old.dtype) for part, old in zip(gradients, outer.gradients, strict=True)],
         safety=safety,
         costs=dict(zip(outer.costs, costs, strict=True)),
@@ -66,12 +66,22 @@ def _mean_over_processes(outer: Outer, count: int) -> Outer:
     )
 
 
-def _gather(text: str, count: int, device: torch.device) -> list[str]:
-    """The text of every process; torch's own way of sending objects pickles them."""
-    data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
+def gathered_texts(text: str, count: int, device: torch.device) -> list[str]:
+    """
+    The text of every process; torch's own way of sending objects pickles them.
+
+    Args:
+        text (`str`): This process's text.
+        count (`int`): How many processes there are.
+        device (`torch.device`): A device that the processes can exchange tensors from.
+
+    Returns:
+        `list[str]`: The texts, in the order of the processes.
+    """
+    data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device)
     sizes = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(count)]
     distributed.all_gather(sizes, torch.tensor([len(data)], device=device))
     longest = max(int(size) for size in sizes)
     rows = [torch.zeros(longest, dtype=torch.uint8, device=device) for _ in range(count)]
     distributed.all_gather(rows, torch.nn.functional.pad(data, (0, longest - len(data))))
-    return [bytes(row[: int(size)].tolist()).decode() for row, size in zip(rows, sizes, strict=True)]
+    return [row[: int(size)].cpu().numpy().tobytes().decode() for row, size in zip(rows, sizes, strict=True)]

@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from peft import PeftModel
+from transformers.utils import logging
 
 from neurontune_peft.judges import format_judge
 from neurontune_peft.objectives import RefusalMargin
 from neurontune_peft.prompts import PromptSet, generate_answers
+
+logger = logging.get_logger(__name__)
+
+LEAST_OWN = 0.1  # share of plain harmful prompts that a model must refuse to teach in its own words; `ours`
 
 
 def refusal_texts(
@@ -22,11 +27,9 @@ def refusal_texts(
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         prompts ([`PromptSet`]): Where phrases and harmful train prompts come from.
         source (`str`): `"phrases"`, or `"own"` for the model's greedy answers to plain harmful train prompts, as far
-            as they refuse; a frequent answer stands there as often as it was given.
+            as they refuse; a frequent answer stands there as often as it was given. A model that refuses less than a
+            tenth of them has too little voice of its own; the phrases are taken then, and a warning says so.
         chat_template (`str`, *optional*): Replaces the tokenizer's own.
-
-    Raises:
-        ValueError: When the model refuses none of the prompts in its own words.
     """
     if source == "phrases":
         return prompts.phrases.refusal
@@ -35,11 +38,13 @@ def refusal_texts(
         answers = generate_answers(model, tokenizer, requests, chat_template=chat_template, desc="own refusals")
     verdicts = [format_judge(request, answer) for request, answer in zip(requests, answers, strict=True)]
     refusals = tuple(answer for answer, verdict in zip(answers, verdicts, strict=True) if verdict.label == "refusal")
-    if not refusals:
-        raise ValueError(
-            f"got no refusal among the model's answers to {len(requests)} plain harmful train prompts; expected at "
-            "least one; use refusal_targets='phrases'"
+    if len(refusals) < max(1, LEAST_OWN * len(requests)):
+        logger.warning(
+            f"got {len(refusals)} refusals among the model's answers to {len(requests)} plain harmful train prompts; "
+            f"expected at least {LEAST_OWN:.0%} to refuse in its own words; the phrases of the prompt set are used "
+            "(refusal_targets='phrases')"
         )
+        return prompts.phrases.refusal
     return refusals
 
 

@@ -35,7 +35,7 @@ def check_learnable(
         chat_template (`str`, *optional*): Replaces the tokenizer's own.
 
     Returns:
-        `float`: Share of train attacks whose greedy answer does not open with a refusal.
+        `float`: Share of train attacks whose greedy answer is no refusal.
 
     Raises:
         NothingToLearnError: When fewer attacks succeed; a `ValueError`.
@@ -48,7 +48,7 @@ def check_learnable(
     texts = texts or [prompt.prompt for prompt in harmful]
     answers = generate_answers(model, tokenizer, texts, chat_template=chat_template, desc="does it resist?")
     verdicts = [format_judge(text, answer) for text, answer in zip(texts, answers, strict=True)]
-    share = sum(verdict.label == "compliance" for verdict in verdicts) / max(1, len(verdicts))
+    share = sum(verdict.label != "refusal" for verdict in verdicts) / max(1, len(verdicts))
     if share < least:
         raise NothingToLearnError(
             f"got a model that refuses {1 - share:.0%} of {len(texts)} train attacks; expected one for which at least "

@@ -66,6 +66,7 @@ class Combining:
             provenance={"adapters": list(adapters), "weights": [float(weight) for weight in weights]},
             # Triggers are not summed.
             modulation="static",
+            presets=None,
             # Some of the sites may be other adapters' only, so it is taken anew.
             base_model_fingerprint=None,
         )

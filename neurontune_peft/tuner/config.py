@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,15 @@ from peft.config import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, PeftType
 from safetensors import SafetensorError, safe_open
 
-from neurontune_peft.checks import check_format_version, write_atomically
+from neurontune_peft.checks import check_format_version, parse_json, write_atomically
 from neurontune_peft.neurons import Neurons
 from neurontune_peft.tuner.modulation import DYNAMIC_FORMAT, STATIC_FORMAT, TRIGGER_FIELDS, check_modulation
 from neurontune_peft.tuner.names import METHOD, TRIGGER
+from neurontune_peft.tuner.presets import check_presets
+from neurontune_peft.tuner.saved import finish_saved
+
+# Bytes of the longest adapter_config.json that is read; what `neurontune tune` writes has some 20 kB.
+MAX_CONFIG = 16_000_000
 
 
 @dataclass
@@ -64,6 +70,9 @@ class NeuronTuneConfig(PeftConfig):
             Token ids with which the chat template opens a user's turn ([`turn_opening`]); the trigger's mean is over
             the tokens after the last of them. Without it, over all but the row's first.
         recheck_every (`int`, *optional*): Decide again after every so many tokens of the answer.
+        presets (`dict`, *optional*):
+            Name to a setting of the dials (`strength`, `counts`, `threshold`) for [`~NeuronTuneModel.use_preset`], as
+            [`sweep`] chooses them. Not written where there are none.
         format_version (`int`, *optional*, defaults to `1`):
             Version of the adapter's file format; 2 with dynamic modulation.
 
@@ -121,6 +130,9 @@ class NeuronTuneConfig(PeftConfig):
         default=None, metadata={"help": "Token ids with which the chat template opens a user's turn."}
     )
     recheck_every: int | None = field(default=None, metadata={"help": "Decide again after so many answer tokens."})
+    presets: dict[str, dict[str, Any]] | None = field(
+        default=None, metadata={"help": "Name to a setting of the dials, chosen from measurements."}
+    )
     format_version: int = field(default=STATIC_FORMAT, metadata={"help": "Version of the file format."})
 
     def __post_init__(self) -> None:
@@ -160,6 +172,8 @@ class NeuronTuneConfig(PeftConfig):
                 f"got site_widths={self.site_widths!r:.200}; expected {{site: positive number}}; leave it out to "
                 "have it filled in"
             )
+        check_presets(self)
+        check_counts_fit(self.neuron_counts or {}, self.site_widths or {})
 
     if not TYPE_CHECKING:
 
@@ -173,7 +187,9 @@ class NeuronTuneConfig(PeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; the same configuration always gives the same text."""
         unsaved = ("neurons", "strict", *(TRIGGER_FIELDS if self.modulation == "static" else ()))
-        saved = [name for name in self.__dataclass_fields__ if name not in unsaved]
+        # Versions without presets warn of fields that they do not know.
+        optional = ("presets",) if self.presets is None else ()
+        saved = [name for name in self.__dataclass_fields__ if name not in (*unsaved, *optional)]
         values = {name: getattr(self, name) for name in saved}
         return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
 
@@ -191,6 +207,30 @@ class NeuronTuneConfig(PeftConfig):
             super().save_pretrained(staging, **kwargs)
             text = Path(staging, CONFIG_NAME).read_text(encoding="utf-8")
         write_atomically(Path(save_directory, CONFIG_NAME), text)
+        finish_saved(Path(save_directory))
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        """
+        Read a configuration file as PEFT does, but strictly, and none that is too long to be one.
+
+        Args:
+            path_json_file (`str`): The file.
+            kwargs: As PEFT takes them.
+
+        Raises:
+            ValueError: When it is no JSON object, holds a name twice, or has more than 16 MB.
+        """
+        path = Path(path_json_file)
+        size = path.stat().st_size
+        if size > MAX_CONFIG:
+            raise ValueError(
+                f"got '{path.name}' of {size:,} bytes; expected at most {MAX_CONFIG:,}; download the adapter again, "
+                "from whom you trust"
+            )
+        values = parse_json(path.read_bytes(), what=f"'{path.name}'")
+        values.pop("runtime_config", None)  # PEFT ignores it, too
+        return values
 
     @classmethod
     def from_pretrained(
@@ -265,6 +305,22 @@ def check_neuron_counts(neuron_counts: object) -> None:
             f"got neuron_counts={neuron_counts!r:.200}; expected {{role: {{site: positive number}}}}; pass `neurons` "
             "and leave neuron_counts to be filled in"
         )
+
+
+def check_counts_fit(neuron_counts: Mapping[str, Mapping[str, int]], site_widths: Mapping[str, int]) -> None:
+    """
+    Refuse more neurons at a site than the site has, before memory is asked for as many.
+
+    Raises:
+        ValueError: Names the site.
+    """
+    for site, width in site_widths.items():
+        held = sum(sites.get(site, 0) for sites in neuron_counts.values())
+        if held > width:
+            raise ValueError(
+                f"got {held:,} neurons at '{site[:200]}', which has {width:,}; expected no more; save the adapter "
+                "again"
+            )
 
 
 def is_counts(value: object) -> bool:

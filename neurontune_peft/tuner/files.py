@@ -8,15 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import load_file
+import torch
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from neurontune_peft.checks import write_atomically
 from neurontune_peft.neurons import Neurons
-from neurontune_peft.tuner.config import NeuronTuneConfig, check_adapter_file
+from neurontune_peft.tuner.config import MAX_CONFIG, NeuronTuneConfig, check_adapter_file
 from neurontune_peft.tuner.loading import SiteLayout, check_adapter_tensors, tensors_by_adapter
 from neurontune_peft.tuner.names import DELTA, INDEX, RANK, TRIGGER
+from neurontune_peft.tuner.remote import fetch
+
+# PEFT's names of an adapter's tensors begin with this.
+_STEM = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,9 @@ class AdapterFile:
         Raises:
             ValueError: When there is no adapter, it is damaged, or it is not one of this method.
         """
+        is_local = Path(path_or_id).is_dir()
+        if not is_local:  # PEFT would ask for it too, but say of every reason that it cannot be found
+            fetch(str(path_or_id), CONFIG_NAME, limit=MAX_CONFIG, **hub_options)
         config = NeuronTuneConfig.from_pretrained(str(path_or_id), **hub_options)
         if not isinstance(config, NeuronTuneConfig):
             raise ValueError(
@@ -58,11 +66,10 @@ class AdapterFile:
                 "with PEFT alone"
             )
         local = Path(path_or_id, SAFETENSORS_WEIGHTS_NAME)
-        is_local = Path(path_or_id).is_dir()
-        path = local if is_local else Path(hf_hub_download(str(path_or_id), SAFETENSORS_WEIGHTS_NAME, **hub_options))
+        path = local if is_local else fetch(str(path_or_id), SAFETENSORS_WEIGHTS_NAME, **hub_options)
         check_adapter_file(path, modulation=config.modulation)
         layouts = site_layouts(config)
-        found = {f"{key.removeprefix('base_model.model.')}.file": tensor for key, tensor in load_file(path).items()}
+        found = {f"{key.removeprefix(_STEM)}.file": tensor for key, tensor in load_file(path).items()}
         tensors = tensors_by_adapter(found, "").get("file", {})
         check_adapter_tensors(tensors, layouts)
 
@@ -84,6 +91,31 @@ class AdapterFile:
         triggers = by_role(TRIGGER) if config.modulation == "dynamic" else {}
         size = path.stat().st_size
         return cls(config=config, neurons=neurons, deltas=by_role(DELTA), size=size, triggers=triggers)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """
+        Write what [`~peft.PeftModel.save_pretrained`] would write for this adapter, without its card.
+
+        Args:
+            directory (`str` or `os.PathLike`): The directory, created when missing.
+        """
+        write_atomically(Path(directory, SAFETENSORS_WEIGHTS_NAME), self.to_bytes())
+        self.config.save_pretrained(str(directory))
+
+    def to_bytes(self) -> bytes:
+        """The content of `adapter_model.safetensors`; equal adapters give equal bytes."""
+        tensors = {}
+        for site, layout in site_layouts(self.config).items():
+            roles = [role for role, _ in sorted(layout.roles.items(), key=lambda item: item[1].start)]
+            parts = {
+                DELTA: [self.deltas[role][site] for role in roles],
+                INDEX: [self.neurons.indices[role][site].int() for role in roles],
+                RANK: [self.neurons.ranks[role][site].int() for role in roles],
+                TRIGGER: [self.triggers[role][site] for role in roles if self.triggers],
+            }
+            for name in layout.saved:
+                tensors[f"{_STEM}{site}.{name}"] = torch.cat(parts[name])
+        return save(tensors, metadata={"format": "pt"})
 
 
 def site_layouts(config: NeuronTuneConfig) -> dict[str, SiteLayout]:

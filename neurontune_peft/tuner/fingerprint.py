@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ def fingerprint(weights: Mapping[str, Tensor | None]) -> str | None:
 
     Names are left out, so that a model whose modules are renamed, by a new version of its library or by a wrapper, is
     still the same model. Values are rounded to bfloat16 first, so that one checkpoint has one fingerprint, whether it
-    is loaded in float32 or bfloat16.
+    is loaded in float32 or bfloat16. `checkpoint_fingerprint` gives the same for files, without loading a model.
 
     Args:
         weights (`Mapping[str, torch.Tensor or None]`): Site to its weight; `None` where it is quantised.
@@ -29,14 +30,30 @@ def fingerprint(weights: Mapping[str, Tensor | None]) -> str | None:
     known = {name: weight for name, weight in weights.items() if weight is not None and not weight.is_meta}
     if len(known) < len(weights):
         return None
-    return hashlib.sha256("".join(sorted(_digest(weight) for weight in known.values())).encode()).hexdigest()
+    return joined(_digest(weight) for weight in known.values())
+
+
+def joined(digests: Iterable[str]) -> str:
+    """One hash out of those of the weights, whatever their order."""
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+
+
+def weight_digest(shape: tuple[int, ...], read: Callable[[int, int], Tensor]) -> str:
+    """
+    Hash of a weight's shape and of sampled values.
+
+    Args:
+        shape (`tuple[int, ...]`): Its shape.
+        read (`Callable[[int, int], torch.Tensor]`): Gives the flattened weight's values from one place to another.
+    """
+    digest = hashlib.sha256(f"{shape}\n".encode())
+    count = math.prod(shape)
+    for start in torch.linspace(0, max(0, count - BLOCK_SIZE), BLOCKS, dtype=torch.float64).long().tolist():
+        block = read(start, min(count, start + BLOCK_SIZE)).to(device="cpu", dtype=torch.bfloat16)
+        digest.update(block.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _digest(weight: Tensor) -> str:
-    """Hash of the shape and of sampled values."""
-    digest = hashlib.sha256(f"{tuple(weight.shape)}\n".encode())
     flat = weight.detach().reshape(-1)
-    for start in torch.linspace(0, max(0, flat.numel() - BLOCK_SIZE), BLOCKS, dtype=torch.float64).long().tolist():
-        block = flat[start : start + BLOCK_SIZE].to(device="cpu", dtype=torch.bfloat16)
-        digest.update(block.view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
+    return weight_digest(tuple(weight.shape), lambda start, stop: flat[start:stop])

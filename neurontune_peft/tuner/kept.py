@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -142,3 +142,47 @@ def prefix_inputs(model: nn.Module, inputs: Mapping[str, Any], ids: Tensor) -> d
     if "logits_to_keep" in accepted:
         given["logits_to_keep"] = 1
     return given
+
+
+def can_be_joined(record: Record) -> bool:
+    """Whether all decisions about the rows of a cache are made, so that rows may leave and others join."""
+    return not (record.rechecks or record.awaits or record.adapter_names is not None)
+
+
+def selected_record(record: Record, rows: list[int]) -> Record:
+    """
+    The record of some of its rows. The tokens that filled the cache are forgotten: only a new turn would ask for them.
+
+    Args:
+        record ([`Record`]): A record that [`can_be_joined`].
+        rows (`list[int]`): The rows that stay.
+    """
+    verdicts = {
+        name: Verdict(**{part.name: getattr(verdict, part.name)[rows] for part in fields(Verdict)})
+        for name, verdict in record.verdicts.items()
+    }
+    return _decided(len(rows), verdicts)
+
+
+def joined_record(first: Record, second: Record) -> Record:
+    """
+    The record of a cache with the rows of two others. Positions within rows are those of their own caches: once all
+    is decided, nothing is read from them.
+
+    Args:
+        first ([`Record`]): A record that [`can_be_joined`].
+        second ([`Record`]): Another, about the same adapters.
+    """
+    verdicts = {}
+    for name, verdict in first.verdicts.items():
+        pairs = {
+            part.name: (getattr(verdict, part.name), getattr(second.verdicts[name], part.name))
+            for part in fields(Verdict)
+        }
+        verdicts[name] = Verdict(**{what: torch.cat(pair) for what, pair in pairs.items()})
+    return _decided(first.rows + second.rows, verdicts)
+
+
+def _decided(rows: int, verdicts: dict[str, Verdict]) -> Record:
+    silent = [name for name, verdict in verdicts.items() if not bool((verdict.strengths != 0).any())]
+    return Record(rows=rows, adapter_names=None, verdicts=verdicts, resting=frozenset(silent), rechecks=False)

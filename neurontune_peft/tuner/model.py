@@ -24,6 +24,7 @@ from neurontune_peft.tuner.loading import install_load_check
 from neurontune_peft.tuner.merging import Merging
 from neurontune_peft.tuner.names import PREFIX
 from neurontune_peft.tuner.packing import unpack_before_saving, unpack_for_training
+from neurontune_peft.tuner.presets import Presets
 from neurontune_peft.tuner.requests import Requests
 from neurontune_peft.tuner.rows import (
     CURRENT,
@@ -47,7 +48,7 @@ from neurontune_peft.tuner.targets import (
 from neurontune_peft.tuner.trigger import TRIGGER_DTYPE
 
 
-class NeuronTuneModel(Combining, Dials, Requests, Merging):
+class NeuronTuneModel(Combining, Dials, Presets, Requests, Merging):
     """
     A model whose neurons are scaled by an adapter.
 

@@ -133,7 +133,8 @@ class Requests:
         for site, weight in weights.items():
             check_finite(site, weight, what="trigger weight")
         config = self.peft_config[adapter_name]
-        fields = {"trigger_bias": float(bias), "trigger_threshold": float(threshold)}
+        # Presets were measured with the trigger that this one replaces.
+        fields = {"trigger_bias": float(bias), "trigger_threshold": float(threshold), "presets": None}
         ids = {"trigger_suffix": suffix, "trigger_opening": opening}
         lists = {name: None if tokens is None else list(tokens) for name, tokens in ids.items()}
         checked = replace(config, modulation="dynamic", **lists, **fields)
@@ -158,7 +159,7 @@ class Requests:
             ValueError: When the modulation is unknown, or `"dynamic"` is asked for an adapter without trigger.
         """
         config, layers = self.peft_config[adapter_name], self.neuron_layers(adapter_name)
-        replace(config, modulation=modulation)  # refuses an unknown one
+        replace(config, modulation=modulation, presets=None)  # refuses an unknown one
         self._check_unmerged(layers)
         if modulation == "dynamic" and not self.get_trigger(adapter_name):
             raise ValueError(
@@ -168,6 +169,8 @@ class Requests:
         for layer in layers.values():
             if modulation == "static" and adapter_name in layer.neurontune_trigger:
                 del layer.neurontune_trigger[adapter_name]
+        if modulation != config.modulation:
+            config.presets = None  # they were measured with the other one
         config.modulation = modulation
         config.format_version = DYNAMIC_FORMAT if modulation == "dynamic" else STATIC_FORMAT
 

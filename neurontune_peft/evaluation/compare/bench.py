@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -15,6 +16,7 @@ from transformers.utils import logging
 from neurontune_peft.attribution import attribute
 from neurontune_peft.neurons import Neurons
 from neurontune_peft.prompts import PromptSet
+from neurontune_peft.prompts.answers import evaluating
 from neurontune_peft.selection import select
 from neurontune_peft.training import Log, MetaConfig
 from neurontune_peft.training.budgets import limits_of, worst_excess
@@ -129,7 +131,16 @@ class Bench:
         return self._scored[key]
 
     @contextmanager
-    def trained(self, name: str, seed: int, train: Train, *, rate: float, tries: bool = True) -> Iterator[Trained]:
+    def trained(
+        self,
+        name: str,
+        seed: int,
+        train: Train,
+        *,
+        rate: float,
+        tries: bool = True,
+        options: MetaConfig | None = None,
+    ) -> Iterator[Trained]:
         """
         Train with the learning rate that does best on validation prompts of the train split.
 
@@ -139,6 +150,7 @@ class Bench:
             train (`Callable`): From options to a context with the trained model and its log.
             rate (`float`): The rate that is tried first.
             tries (`bool`, *optional*, defaults to `True`): Whether to try others.
+            options ([`MetaConfig`], *optional*): Take the place of the comparison's.
 
         Yields:
             [`Trained`]: The model, trained on the whole train split.
@@ -147,7 +159,7 @@ class Bench:
             KeyboardInterrupt: When the training is interrupted: an adapter that is half trained is no result.
             ValueError: When it diverges with every rate that is tried.
         """
-        config = replace(self.config, seed=seed, lr=rate)
+        config = replace(options or self.config, seed=seed, lr=rate)
         if tries and self.lr_tries > 1:
             if name not in self.rates:
                 self.rates[name] = self._chosen_rate(name, train, config)
@@ -176,6 +188,20 @@ class Bench:
                 "lower MetaConfig.lr, or leave the method out"
             )
         return min(scores, key=lambda lr: scores[lr])
+
+
+@contextmanager
+def attached(bench: Bench, config: PeftConfig) -> Iterator[PeftModel]:
+    """The base model with a new adapter; afterwards it is the base model again, bit for bit, with all its flags."""
+    flags = [(parameter, parameter.requires_grad) for parameter in bench.model.parameters()]
+    with evaluating(bench.model):
+        model = get_peft_model(bench.model, config)
+        try:
+            yield model.eval()
+        finally:
+            model.unload()
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
 
 
 def validation_score(entry: ValidationLog, config: MetaConfig) -> list[float]:

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel
 from peft.helpers import rescale_adapter_scale
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
-from neurontune_peft.evaluation.compare.bench import Bench, Candidate, Dial, Trained
+from neurontune_peft.evaluation.compare.bench import Bench, Candidate, Dial, Trained, attached
+from neurontune_peft.evaluation.compare.flagged import behind_trigger, canned_refusal, for_flagged, note_on
 from neurontune_peft.evaluation.compare.joint import Weights, joint_train
 from neurontune_peft.evaluation.compare.steering import Unsteered, block_names, refusal_direction, steered
 from neurontune_peft.evaluation.compare.system_prompt import with_system_prompt
 from neurontune_peft.neurons import Neurons
-from neurontune_peft.prompts.answers import evaluating
 from neurontune_peft.sites import find_sites
-from neurontune_peft.training import Log, MetaConfig, fit_trigger, for_flagged_requests, meta_train
+from neurontune_peft.training import Log, MetaConfig, fit_trigger, meta_train
 from neurontune_peft.training.deltas import find_deltas
 from neurontune_peft.tuner import NeuronTuneConfig
 
@@ -42,11 +42,13 @@ class Method:
         run (`Callable`): From the bench, the method's name and a seed to a context with a [`Candidate`].
         dial (`str`, *optional*, defaults to `"strength"`): What its dial is called; `None` without one.
         seeded (`bool`, *optional*, defaults to `True`): Whether its result depends on the seed.
+        triggered (`bool`, *optional*, defaults to `False`): Whether it needs a trigger, which takes enough prompts.
     """
 
     run: Run
     dial: str | None = "strength"
     seeded: bool = True
+    triggered: bool = False
 
 
 @contextmanager
@@ -88,20 +90,14 @@ def scaled(
     def train(config: MetaConfig) -> Iterator[tuple[PeftModel, Log]]:
         with attached(bench, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=neurons)) as model:
             options = config if order is None else _in_order(config, order)
-            if dynamic:
-                strong = for_flagged_requests()
-                options = replace(
-                    options, utility_weight=strong.utility_weight, bounds=strong.bounds, signed=strong.signed
-                )
             yield model, meta_train(model, bench.tokenizer, bench.prompts, options, chat_template=bench.chat_template)
 
-    with bench.trained(name, seed, train, rate=bench.config.lr, tries=tries) as made:
+    strong = for_flagged(bench.config) if dynamic else None
+    with bench.trained(name, seed, train, rate=bench.config.lr, tries=tries, options=strong) as made:
         if dynamic:
             start = time.monotonic()
             fit = fit_trigger(made.model, bench.tokenizer, bench.prompts, seed=seed, chat_template=bench.chat_template)
-            made = replace(
-                made, note=f"AUC {fit.auc:.3f}" if fit.dynamic else "static: the trigger separates too little"
-            )
+            made = replace(made, note=note_on(fit))
             scoring += time.monotonic() - start
         yield _adapter(made, made.model.strength, scoring=scoring)
 
@@ -126,19 +122,19 @@ def fixed(bench: Bench, name: str, seed: int) -> Iterator[Candidate]:
 
 
 @contextmanager
-def ia3(bench: Bench, name: str, seed: int) -> Iterator[Candidate]:
+def ia3(bench: Bench, name: str, seed: int, *, options: MetaConfig | None = None) -> Iterator[Candidate]:
     """IA3 on every neuron of every site, trained jointly; strength t makes a factor `1 + t * (factor - 1)`."""
     sites = _linear_sites(bench)
     config = IA3Config(task_type="CAUSAL_LM", target_modules=sites, feedforward_modules=sites)
-    with bench.trained(name, seed, partial(_joint, bench, config), rate=IA3_RATE) as made:
+    with bench.trained(name, seed, partial(_joint, bench, config), rate=IA3_RATE, options=options) as made:
         yield _adapter(made, partial(_ia3_strength, made.model))
 
 
 @contextmanager
-def lora(bench: Bench, name: str, seed: int) -> Iterator[Candidate]:
+def lora(bench: Bench, name: str, seed: int, *, options: MetaConfig | None = None) -> Iterator[Candidate]:
     """LoRA of rank 8 on every site, trained jointly; the strength multiplies its scaling."""
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=_linear_sites(bench), r=RANK, lora_alpha=RANK)
-    with bench.trained(name, seed, partial(_joint, bench, config), rate=LORA_RATE) as made:
+    with bench.trained(name, seed, partial(_joint, bench, config), rate=LORA_RATE, options=options) as made:
         yield _adapter(made, partial(rescale_adapter_scale, made.model))
 
 
@@ -172,7 +168,7 @@ def system_prompt(bench: Bench, name: str, seed: int) -> Iterator[Candidate]:
 METHODS = {
     "base": Method(base, dial=None, seeded=False),
     "neurontune": Method(partial(scaled, tries=False)),
-    "neurontune-dynamic": Method(partial(scaled, tries=False, dynamic=True)),
+    "neurontune-dynamic": Method(partial(scaled, tries=False, dynamic=True), triggered=True),
     "neurontune-second": Method(partial(scaled, order="second")),
     "neurontune-first": Method(partial(scaled, order="first")),
     "neurontune-none": Method(partial(scaled, order="none")),
@@ -181,23 +177,12 @@ METHODS = {
     "fixed": Method(fixed, dial="multiplier"),
     "ia3": Method(ia3),
     "lora": Method(lora),
+    "ia3-dynamic": Method(partial(behind_trigger, method=ia3), triggered=True),
+    "lora-dynamic": Method(partial(behind_trigger, method=lora), triggered=True),
+    "canned-refusal": Method(canned_refusal, dial=None, triggered=True),
     "steering": Method(steering, dial="coefficient", seeded=False),
     "system-prompt": Method(system_prompt, dial=None, seeded=False),
 }
-
-
-@contextmanager
-def attached(bench: Bench, config: PeftConfig) -> Iterator[PeftModel]:
-    """The base model with a new adapter; afterwards it is the base model again, bit for bit, with all its flags."""
-    flags = [(parameter, parameter.requires_grad) for parameter in bench.model.parameters()]
-    with evaluating(bench.model):
-        model = get_peft_model(bench.model, config)
-        try:
-            yield model.eval()
-        finally:
-            model.unload()
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
 
 
 @contextmanager

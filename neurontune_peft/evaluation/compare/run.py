@@ -22,12 +22,12 @@ from neurontune_peft.evaluation.compare.frontier import Limits
 from neurontune_peft.evaluation.compare.journal import FORMAT_VERSION, Journal
 from neurontune_peft.evaluation.compare.methods import METHODS, Method, scaled
 from neurontune_peft.evaluation.compare.points import Outcomes, Point, measured_part, outcomes_of
-from neurontune_peft.evaluation.measure import evaluate, judge_name
+from neurontune_peft.evaluation.measure import evaluate
 from neurontune_peft.evaluation.result import Report
-from neurontune_peft.judges import Judge, format_judge
+from neurontune_peft.judges import Judge, format_judge, judge_name
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.prompts.prompt_set import check_tunable
-from neurontune_peft.training import MetaConfig
+from neurontune_peft.training import MetaConfig, check_fittable
 from neurontune_peft.tuner.fingerprint import fingerprint
 
 DEFAULT_METHODS = (
@@ -40,6 +40,9 @@ DEFAULT_METHODS = (
     "fixed",
     "ia3",
     "lora",
+    "ia3-dynamic",
+    "lora-dynamic",
+    "canned-refusal",
     "steering",
     "system-prompt",
 )
@@ -90,9 +93,9 @@ def compare(
         prompts ([`PromptSet`]): The prompts; benign and borderline train prompts need answers.
         methods (`Sequence[str]` or `Mapping[str, str | Callable]`, *optional*):
             Names: `"base"` (always measured), `"neurontune"`, `"neurontune-second"`, `"-first"`, `"-none"`,
-            `"random"`, `"layer-random"`, `"fixed"`, `"ia3"`, `"lora"`, `"steering"`, `"system-prompt"`, or a method
-            of [`attribute`], whose neurons are then trained. A mapping gives names of your own to such names, or to
-            attribution functions.
+            `"neurontune-dynamic"`, `"random"`, `"layer-random"`, `"fixed"`, `"ia3"`, `"lora"`, `"ia3-dynamic"`,
+            `"lora-dynamic"`, `"canned-refusal"`, `"steering"`, `"system-prompt"`, or a method of [`attribute`], whose
+            neurons are then trained. A mapping gives names of your own to such names, or to attribution functions.
         seeds (`Sequence[int]`, *optional*, defaults to `(0,)`): Methods without chance take the first alone.
         config ([`MetaConfig`], *optional*): Options of training; its seed is replaced.
         counts (`Mapping[str, int | float]`, *optional*): Neurons per role; a tenth of all for each when left out.
@@ -123,6 +126,8 @@ def compare(
     dials = {**SETTINGS, **(settings or {})}
     chosen = resolve_methods(methods)
     _check(prompts, seeds, dials, lr_tries, max_tests)
+    if any(method.triggered for method in chosen.values()):
+        check_fittable(prompts, seed=seeds[0])
     bench = Bench(
         model,
         tokenizer,

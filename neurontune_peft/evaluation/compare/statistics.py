@@ -1,8 +1,7 @@
-"""How sure is a difference? Exact paired tests, and intervals by resampling prompts."""
+"""How sure is a difference between methods? Paired tests over seeds, and intervals by resampling prompts."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,27 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-RESAMPLES = 1000
+from neurontune_peft.evaluation.statistics import RESAMPLES, Interval, mcnemar
+
 Hits = Mapping[str, bool]  # prompt to outcome; attacks are named by family, tab and id
-
-
-@dataclass(frozen=True)
-class Interval:
-    """
-    A median over seeds, or a difference of two, with its 95 % interval.
-
-    Args:
-        value (`float`): The share, 0 to 1, or the difference.
-        low (`float`): Lower end.
-        high (`float`): Upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.1%} ({self.low:.1%}–{self.high:.1%})"
 
 
 @dataclass(frozen=True)
@@ -52,19 +33,6 @@ class Paired:
     worse: int
     p: float
     margin: Interval | None
-
-
-def mcnemar(better: int, worse: int) -> float:
-    """
-    Two-sided exact p-value: twice the binomial tail with probability one half (McNemar 1947).
-
-    Args:
-        better (`int`): Pairs that differ in one direction.
-        worse (`int`): Pairs that differ in the other.
-    """
-    count = better + worse
-    tail = sum(math.comb(count, k) for k in range(min(better, worse) + 1))
-    return min(1.0, 2 * tail / 2**count)
 
 
 def paired(reference: Sequence[Hits], control: Sequence[Hits]) -> Paired:

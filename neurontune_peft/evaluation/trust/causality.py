@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from neurontune_peft.evaluation.measure import likelihood
+from neurontune_peft.evaluation.likelihood import likelihood
 from neurontune_peft.evaluation.result import Rate
 from neurontune_peft.evaluation.trust.held_out import HeldOut
 from neurontune_peft.evaluation.trust.interventions import attached, exchange, set_scale
 from neurontune_peft.evaluation.trust.rows import Intervention
-from neurontune_peft.judges import Judge
+from neurontune_peft.judges import Judge, ask
 from neurontune_peft.neurons import Neurons
 from neurontune_peft.prompts import generate_answers
 
@@ -54,8 +54,8 @@ class Details:
             batch_size=self.batch_size,
             chat_template=self.chat_template,
         )
-        verdicts = [self.judge(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        labels = [verdict.label for verdict in verdicts if verdict is not None]
+        verdicts = [ask(self.judge, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        labels = [verdict.label for verdict in verdicts if verdict.label != "unscored"]
         return Rate(labels.count("refusal"), len(labels)) if labels else None
 
     def likelihood(self, model: nn.Module, pairs: Sequence[tuple[str, str]]) -> tuple[float | None, float | None]:

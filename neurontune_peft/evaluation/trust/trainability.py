@@ -14,13 +14,13 @@ from torch import nn
 from transformers.utils import logging
 
 from neurontune_peft.checks import check_format_version, write_atomically
-from neurontune_peft.evaluation.measure import evaluate, judge_name
+from neurontune_peft.evaluation.measure import evaluate
 from neurontune_peft.evaluation.result import Rate, Report, mean_rate
 from neurontune_peft.evaluation.trust.causality import random_seed
 from neurontune_peft.evaluation.trust.interventions import attached
 from neurontune_peft.evaluation.trust.rankings import top
 from neurontune_peft.evaluation.trust.rows import Trained
-from neurontune_peft.judges import Judge
+from neurontune_peft.judges import Judge, judge_name
 from neurontune_peft.neurons import Neurons, Scores
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.training import MetaConfig, meta_train

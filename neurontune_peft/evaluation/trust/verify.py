@@ -11,7 +11,6 @@ from torch import nn
 
 from neurontune_peft.attribution.engine import Method, held_still
 from neurontune_peft.attribution.plan import METHODS
-from neurontune_peft.evaluation.measure import judge_name
 from neurontune_peft.evaluation.trust.causality import Details, measure_causality
 from neurontune_peft.evaluation.trust.held_out import held_out
 from neurontune_peft.evaluation.trust.interventions import only
@@ -25,7 +24,7 @@ from neurontune_peft.evaluation.trust.rankings import (
 from neurontune_peft.evaluation.trust.result import Trust
 from neurontune_peft.evaluation.trust.rows import MIN_RANDOM
 from neurontune_peft.evaluation.trust.trainability import TrainingPlan, measure_trainability
-from neurontune_peft.judges import Judge, format_judge
+from neurontune_peft.judges import Judge, format_judge, judge_name
 from neurontune_peft.neurons import Neurons, Scores, Site
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.sites.modules import bare_model, projections

@@ -1,0 +1,92 @@
+"""What does the trigger alone bring? Controls that act on the requests which NEURONTUNE's trigger flags."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from neurontune_peft.evaluation.compare.bench import Bench, Candidate, attached
+from neurontune_peft.evaluation.compare.routed import CannedRefusal, GateFlags, Routed, none_flagged
+from neurontune_peft.training import MetaConfig, TriggerFit, fit_trigger, for_flagged_requests
+from neurontune_peft.tuner import NeuronTuneConfig
+from neurontune_peft.tuner.gate import Trigger, TriggerGate
+
+
+@contextmanager
+def behind_trigger(bench: Bench, name: str, seed: int, *, method: Callable[..., Any]) -> Iterator[Candidate]:
+    """
+    Another adapter that acts on the requests alone that the trigger of NEURONTUNE flags.
+
+    It is trained as the scales of flagged requests are, with the same small weight of the utility terms, and gets the
+    trigger that `neurontune-dynamic` has with this seed.
+
+    Args:
+        bench ([`Bench`]): What every method gets.
+        name (`str`): Name of the method.
+        seed (`int`): Seed.
+        method (`Callable`): [`ia3`] or [`lora`].
+    """
+    gate, cost = trigger_of(bench, seed)
+    with method(bench, name, seed, options=for_flagged(bench.config)) as made:
+        yield replace(
+            made,
+            model=Routed(made.model, GateFlags(gate)),
+            base=Routed(made.model, none_flagged),
+            numbers=made.numbers + cost.numbers,
+            bytes=made.bytes + cost.bytes,
+            seconds=made.seconds + cost.seconds,
+            note="; ".join(filter(None, (cost.note, made.note))),
+        )
+
+
+@contextmanager
+def canned_refusal(bench: Bench, name: str, seed: int) -> Iterator[Candidate]:
+    """The trigger alone: what it flags gets the prompt set's first refusal, everything else the base model."""
+    gate, cost = trigger_of(bench, seed)
+    vocabulary = bench.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+    canned = CannedRefusal(bench.tokenizer, bench.prompts.phrases.refusal[0], vocabulary)
+    yield replace(cost, model=Routed(bench.model, GateFlags(gate), canned), base=bench.model)
+
+
+def trigger_of(bench: Bench, seed: int) -> tuple[TriggerGate | None, Candidate]:
+    """
+    The trigger that `neurontune-dynamic` has with this seed, for other methods to use.
+
+    It reads the base model's activations, so scales need not be trained for it.
+
+    Args:
+        bench ([`Bench`]): What every method gets.
+        seed (`int`): Seed.
+
+    Returns:
+        `tuple`: The gate, and what it costs. Where a trigger separates too little, the adapter is static; the gate is
+        then `None`, and every request is flagged.
+    """
+    neurons, scoring = bench.neurons(seed)
+    start = time.monotonic()
+    with attached(bench, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=neurons)) as model:
+        fit = fit_trigger(model, bench.tokenizer, bench.prompts, seed=seed, chat_template=bench.chat_template)
+        trigger = Trigger.of(model) if fit.dynamic else None
+    gate = trigger and TriggerGate(trigger, bench.model, bench.tokenizer, chat_template=bench.chat_template)
+    cost = Candidate(
+        bench.model,
+        numbers=0 if trigger is None else trigger.numbers,
+        bytes=0 if trigger is None else len(trigger.to_bytes()) + len(trigger.to_json().encode()),
+        seconds=scoring + time.monotonic() - start,
+        note=note_on(fit),
+    )
+    return gate, cost
+
+
+def for_flagged(config: MetaConfig) -> MetaConfig:
+    """The options with what `neurontune tune` changes for adapters that act on flagged requests alone."""
+    strong = for_flagged_requests()
+    return replace(config, utility_weight=strong.utility_weight, bounds=strong.bounds, signed=strong.signed)
+
+
+def note_on(fit: TriggerFit) -> str:
+    """What a reader has to know of a trigger."""
+    return f"AUC {fit.auc:.3f}" if fit.dynamic else "static: the trigger separates too little"

@@ -1,0 +1,77 @@
+"""What PEFT's `save_pretrained` leaves to be done: who may read the file, and what the card says."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import peft
+from huggingface_hub import ModelCard
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+
+from neurontune_peft.checks import write_atomically
+
+CARD = "README.md"
+_START = "## How to Get Started with the Model"
+_MISSING = "[More Information Needed]"
+
+
+def finish_saved(directory: Path) -> None:
+    """
+    Finish what PEFT has written to a directory; the configuration comes last, so its method calls this.
+
+    - safetensors makes files that their owner alone may read; they get the mode that any new file gets, that of the
+      configuration beside them;
+    - PEFT's card does not say that the package must be imported, and names a base model by its local path.
+
+    Args:
+        directory (`Path`): Where the configuration has just been written.
+    """
+    weights = directory / SAFETENSORS_WEIGHTS_NAME
+    if weights.is_file() and not weights.is_symlink():
+        os.chmod(weights, stat.S_IMODE((directory / CONFIG_NAME).stat().st_mode))
+    for card in (directory / CARD, directory.parent / CARD):  # adapters with a name have a folder of their own
+        if card.is_file() and f"- PEFT {peft.__version__}" in card.read_text(encoding="utf-8"):
+            complete_card(card)
+            return
+
+
+def complete_card(path: Path) -> None:
+    """
+    Put the import into a card that PEFT wrote, and take local paths out of it.
+
+    Args:
+        path (`Path`): The card.
+    """
+    card = ModelCard.load(path, ignore_metadata_errors=True)
+    base = card.data.get("base_model")
+    local = isinstance(base, str) and is_local_name(base)
+    if local:
+        card.data.base_model = None
+        card.data.tags = [tag for tag in card.data.tags or [] if not tag.endswith(base)] or None
+    if "import neurontune_peft" not in card.text:
+        code = snippet("path/to/this/adapter", "the/base-model" if local or not isinstance(base, str) else base)
+        before, heading, after = card.text.partition(_START)
+        after = after.replace(_MISSING, code, 1) if _MISSING in after.partition("\n## ")[0] else f"\n\n{code}\n{after}"
+        card.text = f"{before.rstrip()}\n\n{heading or _START}{after}"
+    write_atomically(path, str(card))
+
+
+def snippet(adapter: str, base_model: str) -> str:
+    """Python code that loads an adapter, as Markdown."""
+    return f"""```python
+import neurontune_peft  # registers NEURONTUNE with PEFT: pip install neurontune-peft
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{base_model}")
+model = AutoModelForCausalLM.from_pretrained("{base_model}")
+model = PeftModel.from_pretrained(model, "{adapter}")
+# model.set_strength(0.5) turns the dial; 0 is the base model bit for bit
+```"""
+
+
+def is_local_name(name: str) -> bool:
+    """Whether the name of a model is a path on this machine, rather than one on the Hub."""
+    return name.startswith(("/", "~", ".", "\\")) or "\\" in name or ":" in name or Path(name).is_dir()
