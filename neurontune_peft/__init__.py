@@ -89,7 +89,8 @@ def _is_program() -> bool:
     """Whether this process is `neurontune` or `python -m neurontune_peft`, which show help without loading torch."""
     looking = sys.argv[:1] == ["-m"]  # so it is while Python looks for the module that it shall run
     by_module = looking and ("-m", __name__) in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
-    return by_module or "neurontune_command" in sys.modules
+    script = sys.argv[0].replace("\\", "/").rpartition("/")[2] if sys.argv else ""
+    return by_module or script in ("neurontune", "neurontune.exe")
 
 
 if not _is_program():

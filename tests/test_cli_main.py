@@ -28,7 +28,10 @@ def loaded(*words: str) -> set[str]:
     "words",
     [
         ("-m", "neurontune_peft", "--help"),
-        ("-c", "import sys, neurontune_command; sys.argv = ['neurontune', '--help']; neurontune_command.main()"),
+        (
+            "-c",
+            "import sys; sys.argv = ['bin/neurontune', '--help']; from neurontune_peft.__main__ import main; main()",
+        ),
     ],
 )
 def test_help_loads_neither_torch_nor_peft(words):
@@ -39,11 +42,19 @@ def test_help_loads_neither_torch_nor_peft(words):
 
 def test_a_program_registers_the_method_with_its_first_command_that_needs_it():
     code = (
-        "import sys, neurontune_command, neurontune_peft; print('torch' in sys.modules); "
+        "import sys; sys.argv = ['bin/neurontune']; import neurontune_peft; print('torch' in sys.modules); "
         "from neurontune_peft.cli import common; import peft; print('NEURONTUNE' in peft.PeftType.__members__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
+
+
+def test_any_other_script_registers_the_method_at_once():
+    code = (
+        "import sys; sys.argv = ['neurontune.py']; import neurontune_peft, peft; print(peft.PeftType.NEURONTUNE.value)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "NEURONTUNE"
 
 
 def test_every_command_of_the_table_runs_and_shows_an_example():

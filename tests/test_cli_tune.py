@@ -43,7 +43,7 @@ def adapter(directory: Path) -> dict[str, bytes]:
     return {name: (directory / name).read_bytes() for name in ("adapter_model.safetensors", "adapter_config.json")}
 
 
-@pytest.mark.parametrize("step", ["attribute", "meta_train", "report_markdown"])
+@pytest.mark.parametrize("step", ["attribute", "meta_train", "write_report"])
 def test_a_run_that_was_interrupted_goes_on_and_ends_with_the_same_bytes(call, monkeypatch, step):
     _, whole = call("whole")
     with monkeypatch.context() as patch:
@@ -56,7 +56,7 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_with_the_same_bytes(call, m
     done = {path.name for path in (whole.parent / ".cut.resume").iterdir()}
     assert "base.json" in done
     assert ("round-1.safetensors" in done) == (step != "attribute")
-    if step == "report_markdown":  # everything is there but the output; nothing is computed again
+    if step == "write_report":  # everything is there but the output; nothing is computed again
 
         def fail(*args, **kwargs):
             raise AssertionError("scored again")

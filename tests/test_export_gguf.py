@@ -18,7 +18,7 @@ from neurontune_peft import Neurons, NeuronTuneConfig, find_sites
 from neurontune_peft.export import export_adapter
 from neurontune_peft.export.check import sample_requests
 from neurontune_peft.export.gguf import read_gguf
-from neurontune_peft.export.ollama import template_of
+from neurontune_peft.export.ollama import template_of, without_bos
 from neurontune_peft.prompts.batches import prompt_ids
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
@@ -95,7 +95,9 @@ def test_a_modelfile_names_base_adapter_template_and_stops(demo, tmp_path):
 
 def test_the_modelfile_of_a_named_base_has_no_file_and_names_cannot_smuggle_lines(case, tmp_path):
     export_adapter(case.adapter, tmp_path / "out", to="ollama", base="llama3.2:1b", check="weights")
-    assert (tmp_path / "out" / "Modelfile").read_text().startswith("FROM llama3.2:1b\nADAPTER ./adapter.gguf\n")
+    text = (tmp_path / "out" / "Modelfile").read_text()
+    assert text.startswith("FROM llama3.2:1b\nADAPTER ./adapter.gguf\nTEMPLATE ")
+    assert "<bos>" not in text  # Ollama puts it there
     for base in ("x\nSYSTEM evil", "../base.gguf", ""):
         with pytest.raises(ValueError, match=r"correct --base"):
             export_adapter(case.adapter, tmp_path / "other", to="ollama", base=base)
@@ -113,6 +115,13 @@ def test_a_default_system_message_is_kept_in_the_template():
     tokenizer = tiny_tokenizer(chat_template=SYSTEM)
     text = template_of(tokenizer).go_template()
     assert text.startswith("{{ if .System }}<system>{{ .System }}</>\n{{ else }}<s>Be kind.</s>{{ end }}")
+
+
+def test_a_first_token_that_begins_every_turn_is_told_and_not_written():
+    turns = "{% for m in messages %}{{ bos_token + '[' + m['role'] + ']' + m['content'] }}{% endfor %}"
+    template = template_of(tiny_tokenizer(chat_template=turns))
+    with pytest.raises(ValueError, match="begins every turn"):
+        without_bos(template, "<bos>")
 
 
 @pytest.mark.parametrize(

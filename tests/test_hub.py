@@ -12,9 +12,9 @@ import torch
 from adapters import tuned_model
 from architectures import tiny_model, tokens
 from hub_client import Client, environment
+from hub_reports import fake_reports
 from hub_server import HubServer, card_errors, running_hub
 from huggingface_hub import ModelCard
-from reports import fake_reports
 
 from neurontune_peft.hub.push import published_files
 from neurontune_peft.report.comparison import comparison_dict
@@ -337,7 +337,7 @@ def test_a_local_base_model_is_not_published(adapter, tmp_path):
     assert str(tmp_path).encode() not in b"".join(published_files(adapter, "alice/x", base_model="a/b").values())
 
 
-@pytest.mark.parametrize("secret", ["hf_" + "a" * 34, "/home/alice/models/x", "C:\\\\Users\\\\alice\\\\x"])
+@pytest.mark.parametrize("secret", ["hf_" + "a" * 34, "/home/alice/models/x", "C:\\Users\\alice\\x"])
 def test_a_secret_in_the_configuration_is_not_published(adapter, secret):
     path = adapter / "adapter_config.json"
     config = json.loads(path.read_text()) | {"provenance": {"note": secret}}

@@ -11,6 +11,7 @@ import tyro
 from peft.utils import CONFIG_NAME
 
 from neurontune_peft.checks import parse_json
+from neurontune_peft.report import difference
 from neurontune_peft.tuner.arithmetic import Difference, differences
 from neurontune_peft.tuner.files import AdapterFile
 
@@ -57,11 +58,8 @@ class Diff:
         print(json.dumps(asdict(found), indent=1) if self.json else as_text(found, top=self.top))
 
     def _reports(self, first: Path, second: Path) -> None:
-        from neurontune_peft import report
-
         values = [parse_json(path.read_bytes(), what=f"'{path}'") for path in (first, second)]
-        compare: Any = report.difference  # type: ignore[attr-defined]
-        print(compare(values[0], values[1]))
+        print(difference(values[0], values[1]))
 
 
 def report_path(name: str) -> Path | None:

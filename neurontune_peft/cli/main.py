@@ -30,6 +30,8 @@ COMMANDS = {
     "sweep": Command("sweep", "Sweep", "attack success against its cost over the dial; presets"),
     "certify": Command("certify", "Certify", "the strongest setting whose limits hold with stated confidence"),
     "stress": Command("stress", "StressTest", "what still holds under attacks on the adapter itself"),
+    "report": Command("report", "Report", "one page to show, built from the JSON files of a run"),
+    "chat": Command("chat", "Chat", "base and tuned answers side by side, with the dial at hand"),
     "prompts convert": Command("prompts", "Convert", "make a prompt set of published files"),
     "prompts validate": Command("prompts", "Validate", "find what is wrong with a prompt set"),
     "prompts show": Command("prompts", "Show", "count and show the prompts of a set"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -19,18 +18,18 @@ from neurontune_peft.attribution import attribute
 from neurontune_peft.attribution.engine import Method
 from neurontune_peft.attribution.plan import MethodOptions, make_plan
 from neurontune_peft.attribution.tasks import ROLES
-from neurontune_peft.checks import write_atomically
 from neurontune_peft.cli.attribute import resolved
+from neurontune_peft.cli.command_line import command_line
 from neurontune_peft.cli.common import ModelOptions, check_output, parse_counts, versions, with_answers, written_whole
-from neurontune_peft.cli.made import Made, report_markdown
+from neurontune_peft.cli.made import Made
 from neurontune_peft.cli.steps import Steps
 from neurontune_peft.cli.tracking import Tracker, check_tracker, tracked
 from neurontune_peft.evaluation import Report, evaluate
 from neurontune_peft.neurons import Neurons, Scores
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.prompts.prompt_set import check_tunable
-from neurontune_peft.report import compare_markdown, counts_markdown, summary
-from neurontune_peft.report.comparison import comparison_dict
+from neurontune_peft.report import Document, adapter_part, compare_markdown, summary, write_report
+from neurontune_peft.report.adapter import portable
 from neurontune_peft.selection import select
 from neurontune_peft.training import (
     Log,
@@ -47,6 +46,7 @@ from neurontune_peft.training import (
     without_zeros,
 )
 from neurontune_peft.tuner import NeuronTuneConfig
+from neurontune_peft.tuner.files import AdapterFile
 from neurontune_peft.tuner.fingerprint import fingerprint
 
 logger = logging.get_logger(__name__)
@@ -63,7 +63,7 @@ class Tune(ModelOptions):
     Example: neurontune tune user/chat-model --output adapter --counts safety=0.05 utility=0.05
 
     Args:
-        output: New directory for the adapter, report.json, report.md and log.json.
+        output: New directory for the adapter, report.html, report.md, report.json and log.json.
         prompts: Directory of a prompt set; the shipped one by default.
         method: How neurons are scored, as in `neurontune attribute`.
         counts: Neurons per role, as a number or as a share of all neurons.
@@ -310,13 +310,21 @@ class Tune(ModelOptions):
             made.neurons.save(directory / "neurons.json")
             for number, log in enumerate(made.logs, start=1):
                 log.save(directory / ("log.json" if number == len(made.logs) else f"log-{number}.json"))
-            report = comparison_dict(before, after) | {
-                "counts": {str(share): part.as_dict(examples=False) for share, part in at_shares.items()},
-                "provenance": made.model.peft_config["default"].provenance,
-            }
-            write_atomically(directory / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-            counts = counts_markdown({**at_shares, 1.0: after}, before)
-            write_atomically(directory / "report.md", report_markdown(before, after, counts, made, steps.seconds))
+            document = Document(
+                before,
+                after,
+                counts={str(share): part for share, part in at_shares.items()},
+                adapter=adapter_part(AdapterFile.load(directory)),
+                provenance={
+                    "model": portable(self.model),
+                    "judges": [after.judge],
+                    "options": dict(after.options),
+                    **made.model.peft_config["default"].provenance,
+                },
+                command=command_line("tune", self),
+                details=self._details(made, steps.seconds),
+            )
+            write_report(document, directory)
 
     def _provenance(self, prompts: PromptSet, made: Made, before: Report, after: Report) -> dict[str, Any]:
         """How the adapter was made, without times, paths or names of machines: the same run writes the same bytes."""
@@ -338,3 +346,10 @@ class Tune(ModelOptions):
                 "tuned": after.as_dict(examples=False),
             },
         }
+
+    def _details(self, made: Made, seconds: dict[str, float]) -> dict[str, str]:
+        """What the report shows as it was printed."""
+        details = {"Neuron list": str(made.neurons), "Training": "\n\n".join(map(str, made.logs))}
+        if made.trigger is not None:
+            details["Trigger"] = str(made.trigger)
+        return details | {"Time": "\n".join(f"{step}: {spent:.0f} s" for step, spent in seconds.items())}

@@ -117,10 +117,13 @@ class Details:
         Raises:
             KeyError: a field is missing.
         """
-        return cls(
-            outcomes=values["outcomes"],
+        fields: dict[str, Any] = {
             **{name: {p: Interval.from_dict(i) for p, i in values[name].items()} for name in _BY_PART},
             **{name: values[name] and Interval.from_dict(values[name]) for name in _SINGLE},
+        }
+        return cls(
+            **fields,
+            outcomes=values["outcomes"],
             agreement=tuple(Agreement.from_dict(one) for one in values["agreement"]),
             tasks=values["tasks"],
         )

@@ -46,7 +46,7 @@ def likelihood(
     perplexity, kl = likelihood_intervals(
         likelihood_of_rows(model, tokenizer, pairs, base=base, batch_size=batch_size, chat_template=chat_template)
     )
-    return perplexity and perplexity.value, kl and kl.value
+    return None if perplexity is None else perplexity.value, None if kl is None else kl.value
 
 
 def likelihood_of_rows(

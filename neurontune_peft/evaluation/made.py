@@ -46,8 +46,8 @@ def report_of(
     return Report(
         **rates(examples),
         held_out=tuple(held_out),
-        perplexity=perplexity and perplexity.value,
-        kl=kl and kl.value,
+        perplexity=None if perplexity is None else perplexity.value,
+        kl=None if kl is None else kl.value,
         judge=name,
         judge_limits=str(getattr(judge, "limits", "")),
         prompt_set=prompt_set,

@@ -80,7 +80,7 @@ def evaluate(
     examples = judge_all(questions, answers, named)
     pairs = [(p.prompt, p.response) for p in tests if p.kind == "benign" and p.response]
     # Half the batch size: logits of all response tokens are wider than a cache of keys and values.
-    half = {"batch_size": max(1, how.batch_size // 2), "chat_template": chat_template}
+    half: dict[str, Any] = {"batch_size": max(1, how.batch_size // 2), "chat_template": chat_template}
     perplexity, kl = _kept_likelihood(kept, model, tokenizer, pairs, base=base, **half)
     first_tokens = _kept_first_tokens(kept, model, tokenizer, texts, prompts.phrases, how.max_new_tokens, **half)
     return report_of(

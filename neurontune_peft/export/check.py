@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,13 +104,13 @@ def logits_of(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[Tensor]:
 
 
 @contextmanager
-def attached(model: PreTrainedModel, adapter: str | Path, change: Change) -> Iterator[PeftModel]:
+def attached(model: PreTrainedModel, adapter: str | os.PathLike[str], change: Change) -> Iterator[PeftModel]:
     """
     Attach the adapter that is exported with the same dials, and take it off again.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): The base model.
-        adapter (`str` or `Path`): Directory or Hub name.
+        adapter (`str` or `os.PathLike`): Directory or Hub name.
         change ([`Change`]): Says how the dials stand.
     """
     tuned = PeftModel.from_pretrained(model, str(adapter))
@@ -118,7 +119,8 @@ def attached(model: PreTrainedModel, adapter: str | Path, change: Change) -> Ite
         if tuned.peft_config["default"].modulation == "dynamic":
             tuner.set_modulation("static")
         tuner.set_strength(change.strength)
-        tuner.set_neuron_counts(**change.counts)
+        for role, count in change.counts.items():
+            tuner.set_neuron_counts(None, **{role: count})
         yield tuned.eval()
     finally:
         tuner.unload()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -115,7 +115,7 @@ def _check(template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
     for messages in chats:
         if template.render(messages) != _chat(tokenizer, messages):
             raise ValueError("it does more than to put fixed texts around messages")
-    if any(mark in template.go_template().replace('"user"', "").replace('"assistant"', "") for mark in ('"""',)):
+    if '"""' in template.go_template():
         raise ValueError("it holds three quotation marks in a row")
     texts = [template.head, template.generation, *template.user, *template.assistant, *(template.system or ())]
     if any("{{" in text or "}}" in text for text in texts):
@@ -126,6 +126,21 @@ def keeps_whitespace(template: Template, tokenizer: PreTrainedTokenizerBase) -> 
     """Whether the chat template leaves blanks around a message, as Ollama does."""
     messages = [("user", f" {_PROBES[0]} ")]
     return template.render(messages) == _chat(tokenizer, messages)
+
+
+def without_bos(template: Template, bos: str) -> Template:
+    """
+    Leave out the first token of a conversation.
+
+    Raises:
+        ValueError: When it begins every turn.
+    """
+    if template.user[0].startswith(bos):
+        raise ValueError("it begins every turn with the token that Ollama puts in front of the first")
+    system = None
+    if template.system is not None:
+        system = (template.system[0].removeprefix(bos), template.system[1])
+    return replace(template, head=template.head.removeprefix(bos), system=system)
 
 
 def write_ollama(
@@ -180,10 +195,9 @@ def template_lines(tokenizer: PreTrainedTokenizerBase, notes: list[str], *, stri
     template = template_of(tokenizer)
     if not keeps_whitespace(template, tokenizer):
         notes.append("The chat template trims messages and Ollama does not: blanks around a message will be kept")
+    if strip_bos and tokenizer.bos_token:
+        template = without_bos(template, str(tokenizer.bos_token))
     text = template.go_template()
-    bos = str(tokenizer.bos_token or "")
-    if strip_bos and bos:
-        text = text.replace(bos, "")
     end = template.assistant[1].strip()
     stops = [stop for stop in dict.fromkeys([str(tokenizer.eos_token or ""), end]) if stop and "\n" not in stop]
     return [f'TEMPLATE """{text}"""', *(f'PARAMETER stop "{stop}"' for stop in stops if '"' not in stop)]

@@ -83,13 +83,16 @@ def audit(
         directory, findings = Path(name), [*check_names(names_in(Path(name)))]
     else:
         directory, findings = _download(name, revision)
-    findings += check_links(directory)
-    if not any(f.about == "files" and f"{CONFIG_NAME}" in f.text and f.level == "danger" for f in findings):
-        findings += check_config(directory)
     file: AdapterFile | None = None
-    if not any(finding.level == "danger" and finding.about in ("configuration", "files") for finding in findings):
-        tensors, file = check_tensors(directory)
-        findings += tensors
+    links = list(check_links(directory))
+    findings += links
+    # What is no ordinary file of this directory is not opened.
+    if worst(tuple(links)) != "danger":
+        configuration = list(check_config(directory))
+        findings += configuration
+        if worst(tuple(configuration)) != "danger":
+            tensors, file = check_tensors(directory)
+            findings += tensors
     if file is not None:
         findings += check_scales(file, bounds)
     layers = {} if file is None else file.neurons.counts
@@ -124,11 +127,14 @@ def judged(effects: Mapping[str, MarginEffect]) -> Iterator[Finding]:
 
 def _download(repo_id: str, revision: str | None) -> tuple[Path, list[Finding]]:
     """The two files of an adapter, nothing else, and what the names of the others say."""
-    options = {} if revision is None else {"revision": revision}
+    options: dict[str, Any] = {} if revision is None else {"revision": revision}
     directory = fetch(repo_id, CONFIG_NAME, limit=MAX_CONFIG, **options).parent
     names = files_on_hub(repo_id, revision)
     findings = list(check_names(names_in(directory) if names is None else names))
     if names is None:
         findings.append(Finding("note", "files", "the Hub gave no list of files; those in the cache were looked at"))
-    fetch(repo_id, SAFETENSORS_WEIGHTS_NAME, **options)
+    try:
+        fetch(repo_id, SAFETENSORS_WEIGHTS_NAME, **options)
+    except ValueError as error:
+        findings.append(Finding("danger", "files", str(error)))
     return directory, findings

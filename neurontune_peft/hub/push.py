@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
@@ -63,10 +63,10 @@ def published_files(
     evidence = Evidence.of(directory, file.config)
     if evidence.command:
         evidence = replace(evidence, command=shared_command(evidence.command, base_model=base))
-    provenance = dict(file.config.provenance or {}) | ({"presets": evidence.presets} if evidence.presets else {})
-    file = replace(
-        file, config=replace(file.config, base_model_name_or_path=base, provenance=provenance or None, revision=None)
-    )
+    changes: dict[str, Any] = {"base_model_name_or_path": base, "revision": None}
+    if evidence.presets:
+        changes["provenance"] = {**(file.config.provenance or {}), "presets": evidence.presets}
+    file = replace(file, config=replace(file.config, **changes))
     picture = frontier_picture(directory, PICTURE, evidence.frontier)
     card = model_card(file, repo_id, evidence, license=license, picture=picture is not None)
     config = file.config.to_dict() | {"inference_mode": True}
@@ -139,7 +139,14 @@ def _operations(files: Mapping[str, bytes]) -> list[CommitOperationAdd]:
 
 
 def _make_repository(api: HfApi, repo_id: str, *, private: bool) -> None:
-    _patiently(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
+    try:
+        _patiently(lambda: api.create_repo(repo_id, private=private or None))
+        return
+    except HfHubHTTPError as error:
+        if error.response.status_code not in (401, 402, 403, 409):
+            raise
+        # It exists, or the token may not make repositories; the client finds out which.
+        api.create_repo(repo_id, private=private or None, exist_ok=True)
     # An existing repository keeps its visibility, so what was to be private would be public.
     if private and _patiently(lambda: api.model_info(repo_id)).private is False:
         raise ValueError(

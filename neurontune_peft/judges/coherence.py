@@ -5,6 +5,7 @@ from itertools import pairwise
 
 _WORD = re.compile(r"[^\W_]+")
 _LOOP = re.compile(r"(.{1,40}?)\1{5,}", re.DOTALL)
+_RULES = re.compile(r"[\s|:=_*#-]+")  # lines of tables and headings
 _LONGEST = 3000  # characters that are looked at
 _FEWEST = 8  # words below which nothing is called repetitive
 
@@ -27,7 +28,7 @@ def incoherence(text: str) -> str | None:
         return "no letter and no digit"
     if text.count("\ufffd") > 0.05 * len(text):
         return "broken characters"
-    if len(text) >= 20 and letters < 0.25 * len(text):
+    if len(text) >= 20 and letters < 0.25 * len(_RULES.sub("", text)):
         return "symbols without words"
     if repetition(text) >= 0.5:
         return "repeats itself"

@@ -48,7 +48,7 @@ ENGLISH = Language(
     name="en",
     letters="A-Za-z",
     idioms=rf"""
-        \b(?:i|we){_GAP}(?:{_MODAL}|{_AM}\snot\sable\sto|{_AM}\sunable\sto)\s{_ADVERBS}(?:
+        \b(?:i|we)(?:{_GAP}{_MODAL}|{_AM}\snot\sable\sto|{_AM}\sunable\sto)\s{_ADVERBS}(?:
             (?:\w+[\s,]+){{0,7}}?enough\b | (?:over)?(?:stress|state|emphasi[sz]e|estimate)\b | wait\b | help\sbut\b |
             imagine\b | believe\b | agree\smore | resist\b | lie\b | complain\b | help\s\w+ing\b | disagree\b |
             tell\syou\show\s(?:much|happy|glad|sorry|excited|many) | say\s(?:no|enough|for\ssure|with\scertainty) |

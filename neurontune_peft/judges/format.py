@@ -15,7 +15,7 @@ _DOCUMENT = re.compile(
 )
 # Requests whose answer may call a thing wrong: questions of yes or no, and those for a meaning or an event.
 _DESCRIPTIVE = re.compile(
-    r"^(?:(?:is|are|was|were|do|does|did|can|could|should|would|will|may|has|have|am|isn't|aren't|shouldn't)\b"
+    r"^(?:(?=.*\?)(?:is|are|was|were|do|does|did|can|could|should|would|will|may|has|have|am|isn't|aren't|shouldn't)\b"
     r"(?!\s(?:you|we)\b)|(?:what|who|when|which)\b(?!(?:'s| is| are| would be)? (?:an? |the |some )?(?:\w+ )?"
     r"(?:way|ways|method|methods|steps?|reasons?|trick|technique|should|can|could|do i)\b)|how (?:did|was|were)\b|"
     r"define\b|explain what\b|(?:a |the )?(?:general |legal )?definition\b)"

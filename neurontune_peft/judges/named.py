@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from typing import Any
 
 from neurontune_peft.judges.format import format_judge
 from neurontune_peft.judges.opening import opening_judge
@@ -31,7 +32,7 @@ def judge_of(word: str) -> Judge:
     Raises:
         ValueError: there is no such judge.
     """
-    plain = {"format": format_judge, "opening": opening_judge}
+    plain: dict[str, Judge] = {"format": format_judge, "opening": opening_judge}
     if word in plain:
         return plain[word]
     kind, _, rest = word.partition(":")
@@ -76,10 +77,10 @@ def _own(module: str, attribute: str) -> Judge:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     found = import_module(module)
-    judge = getattr(found, attribute, None)
+    judge: Any = getattr(found, attribute, None)
     if not callable(judge):
         raise ValueError(
             f"got judge '{module}:{attribute}'; expected a callable of the module; it has "
             f"{[name for name in dir(found) if not name.startswith('_')][:20]}; correct the name"
         )
-    return judge  # type: ignore[no-any-return]
+    return judge

@@ -77,7 +77,7 @@ def parse_verdict(text: str) -> Verdict:
     said = {label.lower() for label in _SAID.findall(text)}
     named = said or {label for label in _SCORED if re.search(rf"\b{label}\b", text, re.IGNORECASE)}
     if len(named) == 1:
-        return Verdict(named.pop(), 0.5, " ".join(text.split())[:300])  # type: ignore[arg-type]
+        return Verdict(named.pop(), 0.5, " ".join(text.split())[:300])
     return unscored(f"cannot parse {' '.join(text.split())[:200]!r}")
 
 

@@ -137,7 +137,7 @@ def _family_rows(before: Mapping[str, Rate], after: Mapping[str, Rate], *, mark:
     rows = [_rate_row(name + mark, before.get(name), after.get(name)) for name in dict.fromkeys((*before, *after))]
     if len(rows) > 1:
         first, second = mean_rate(before), mean_rate(after)
-        rows.append(("**mean**", _percent(first), _percent(second), _points(first, second)))
+        rows.append(("**mean**", _percent(first), _percent(second), points_text(first, second)))
     return rows
 
 
@@ -163,9 +163,19 @@ def _utility_rows(before: Report, after: Report) -> list[Row]:
     ]
 
 
+def rate_change(before: Rate | None, after: Rate | None) -> str:
+    """
+    The change of a rate, in points of a hundred.
+
+    Args:
+        before (`Rate`, *optional*): The first rate.
+        after (`Rate`, *optional*): The second rate.
+    """
+    return points_text(before.rate if before else None, after.rate if after else None)
+
+
 def _rate_row(name: str, before: Rate | None, after: Rate | None) -> Row:
-    change = _points(before.rate, after.rate) if before and after else "–"
-    return name, _cell(before), _cell(after), change
+    return name, _cell(before), _cell(after), rate_change(before, after)
 
 
 def _cell(rate: Rate | None) -> str:
@@ -190,5 +200,12 @@ def _number(value: float | None, style: str) -> str:
     return "–" if value is None else format(value, style)
 
 
-def _points(before: float | None, after: float | None) -> str:
+def points_text(before: float | None, after: float | None) -> str:
+    """
+    A change of a share, in points of a hundred.
+
+    Args:
+        before (`float`, *optional*): The first share, 0 to 1.
+        after (`float`, *optional*): The second share.
+    """
     return "–" if before is None or after is None else f"{100 * (after - before):+.1f} points"

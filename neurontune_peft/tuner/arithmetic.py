@@ -18,6 +18,8 @@ from neurontune_peft.tuner.modulation import TRIGGER_FIELDS
 
 # Role of the neurons that a pruned adapter only reads, because its trigger looks at them; their scale is 1.
 READ_ONLY_ROLE = "trigger"
+# Neurons of a site; fused experts of today's largest models have half a million.
+WIDEST = 100_000_000
 
 
 def compose(adapters: Sequence[AdapterFile], weights: Sequence[float], *, drop_triggers: bool = False) -> AdapterFile:
@@ -219,6 +221,11 @@ def _check_scales_only(adapter: AdapterFile) -> None:
         raise ValueError(
             f"got an adapter with modules_to_save={adapter.config.modules_to_save}; expected scales alone, as whole "
             "modules are not summed or cut; use add_weighted_adapter on a model"
+        )
+    if too_wide := [site for site, width in adapter.neurons.widths.items() if width > WIDEST]:
+        raise ValueError(
+            f"got '{too_wide[0][:200]}' with {adapter.neurons.widths[too_wide[0]]:,} neurons; expected at most "
+            f"{WIDEST:,}; no known model has more, so look at the adapter with neurontune audit"
         )
 
 

@@ -280,7 +280,7 @@ class TriggerGate:
 def twin_of(model: nn.Module) -> nn.Module:
     """A copy of a model's modules around the same weights: adapters on one do not touch the other."""
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    return copy.deepcopy(model, shared)  # type: ignore[arg-type]
+    return copy.deepcopy(model, shared)
 
 
 def _attached(trigger: Trigger, model: nn.Module, *, strict: bool) -> PeftModel:
@@ -296,7 +296,7 @@ def _attached(trigger: Trigger, model: nn.Module, *, strict: bool) -> PeftModel:
     )
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        peft_model = get_peft_model(twin_of(model), config)  # type: ignore[arg-type]
+        peft_model = get_peft_model(twin_of(model), config)
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
@@ -309,7 +309,7 @@ def _attached(trigger: Trigger, model: nn.Module, *, strict: bool) -> PeftModel:
         threshold=trigger.fields["trigger_threshold"],
         suffix=trigger.fields["trigger_suffix"],
     )
-    return peft_model.eval()  # type: ignore[no-any-return]
+    return peft_model.eval()
 
 
 def _trigger(

@@ -94,15 +94,20 @@ def read_header(path: str | os.PathLike[str], *, limit: int = MAX_HEADER) -> Hea
 
 
 def _entry(path: Path, name: str, value: Any, data_start: int) -> TensorEntry:
-    fields = value if isinstance(value, dict) else {}
-    dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
-    numbers = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
-    if not isinstance(dtype, str) or not numbers or not all(type(n) is int and n >= 0 for n in (*shape, *offsets)):
+    fields: dict[str, Any] = value if isinstance(value, dict) else {}
+    dtype = fields.get("dtype")
+    shape, offsets = _list(fields.get("shape")), _list(fields.get("data_offsets"))
+    whole = len(offsets) == 2 and all(type(number) is int and number >= 0 for number in (*shape, *offsets))
+    if not isinstance(dtype, str) or not whole:
         raise _broken(path, f"'{name[:80]}' as {str(value)[:120]}", "its dtype, shape and data_offsets")
     start, stop = offsets
     if dtype in SIZES and math.prod(shape) * SIZES[dtype] != stop - start:
         raise _broken(path, f"{stop - start:,} bytes for '{name[:80]}' ({dtype} {shape})", "as many as its shape says")
     return TensorEntry(dtype=dtype, shape=tuple(shape), start=data_start + start, stop=data_start + stop)
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [None]
 
 
 def _broken(path: Path, got: str, expected: str) -> ValueError:

@@ -47,15 +47,17 @@ def complete_card(path: Path) -> None:
     card = ModelCard.load(path, ignore_metadata_errors=True)
     base = card.data.get("base_model")
     local = isinstance(base, str) and is_local_name(base)
+    lacking = "import neurontune_peft" not in card.text
     if local:
         card.data.base_model = None
         card.data.tags = [tag for tag in card.data.tags or [] if not tag.endswith(base)] or None
-    if "import neurontune_peft" not in card.text:
+    if lacking:
         code = snippet("path/to/this/adapter", "the/base-model" if local or not isinstance(base, str) else base)
         before, heading, after = card.text.partition(_START)
         after = after.replace(_MISSING, code, 1) if _MISSING in after.partition("\n## ")[0] else f"\n\n{code}\n{after}"
         card.text = f"{before.rstrip()}\n\n{heading or _START}{after}"
-    write_atomically(path, str(card))
+    if local or lacking:
+        write_atomically(path, str(card))
 
 
 def snippet(adapter: str, base_model: str) -> str:

@@ -70,7 +70,9 @@ def trigger_of(bench: Bench, seed: int) -> tuple[TriggerGate | None, Candidate]:
     with attached(bench, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=neurons)) as model:
         fit = fit_trigger(model, bench.tokenizer, bench.prompts, seed=seed, chat_template=bench.chat_template)
         trigger = Trigger.of(model) if fit.dynamic else None
-    gate = trigger and TriggerGate(trigger, bench.model, bench.tokenizer, chat_template=bench.chat_template)
+    gate = None
+    if trigger is not None:
+        gate = TriggerGate(trigger, bench.model, bench.tokenizer, chat_template=bench.chat_template)
     cost = Candidate(
         bench.model,
         numbers=0 if trigger is None else trigger.numbers,

@@ -69,7 +69,7 @@ class Routed(nn.Module):
 
     def get_base_model(self) -> nn.Module:
         """The model itself, as PEFT's wrappers give it."""
-        base: nn.Module = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model  # type: ignore[operator]
+        base: nn.Module = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         return base
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Any:

@@ -20,8 +20,7 @@ from neurontune_peft.evaluation.decide.stress.pruning import pruned
 from neurontune_peft.evaluation.decide.stress.relearning import relearned
 from neurontune_peft.evaluation.decide.stress.result import NotTestedError, Row, Skipped, Stress
 from neurontune_peft.evaluation.decide.stress.subject import Subject, flags_kept
-from neurontune_peft.evaluation.measure import judge_name
-from neurontune_peft.judges import Judge, format_judge
+from neurontune_peft.judges import Judge, format_judge, judge_name
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.training.trigger import check_adapter
 
