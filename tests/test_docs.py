@@ -53,7 +53,7 @@ def test_the_tutorial_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
             assert program == "neurontune", line
             assert main([command, *words, *QUICK.get(command, "").split()]) == 0, line
             ran.append(command)
-    assert ran == ["sites", "tune", "tune", "inspect", "evaluate"]
+    assert ran == ["sites", "tune", "tune", "inspect", "evaluate", "audit"]
     shown = capsys.readouterr().out
     assert "Nothing was written" in shown
     assert "rank 0:" in shown

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from neurontune_peft.cli.adapters import AdapterOptions, check_local, write_presets
-from neurontune_peft.evaluation.decide.certify import LIMITS, certify, check_known_source
+from neurontune_peft.cli.calls import CheckFailed
+from neurontune_peft.evaluation.decide.certify import LIMITS, Certificate, certify, check_known_source
 from neurontune_peft.evaluation.decide.testing import check_limits
 from neurontune_peft.prompts import PromptSet
 
@@ -41,12 +42,12 @@ class Certify(AdapterOptions):
     output: Path | None = field(default=None, kw_only=True)
     write: bool = False
 
-    def run(self) -> None:
+    def run(self) -> Certificate:
         """
         Certify, save and print.
 
         Raises:
-            SystemExit: With code 1 when no setting can be certified; the certificate, which says what it would take,
+            CheckFailed: When no setting can be certified; the certificate, which says what it would take,
                 is written all the same.
         """
         limits = parse_limits(self.limit) or {"over_refusal": 0.05}
@@ -74,10 +75,11 @@ class Certify(AdapterOptions):
             certificate.save(self.output)
         print(certificate)
         if certificate.setting is None:
-            raise SystemExit(1)
+            raise CheckFailed(certificate)
         if self.write:
             write_presets(self.adapter, {"certified": certificate.preset()})
             print(f"Preset: certified, in {self.adapter}")
+        return certificate
 
 
 def parse_limits(words: Sequence[str]) -> dict[str, float]:

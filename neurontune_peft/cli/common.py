@@ -43,7 +43,7 @@ class ModelOptions:
         chat_template: Jinja template, or a file with one, in place of the tokenizer's own.
     """
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str | None = None
     quantize: Literal["int8", "nf4"] | None = None

@@ -157,6 +157,8 @@ def measure(name: str, command: Any) -> Estimate:
     Raises:
         ValueError: When the command would refuse its model or prompt set.
     """
+    if name == "evaluate" and command.answers is not None:
+        raise ValueError("got --dry-run with --answers; expected a model to measure; leave one of them out")
     whole = PromptSet.load(command.prompts)
     model, tokenizer = command.load()
     small = _small(whole, 2 * command.batch_size if isinstance(command.batch_size, int) else TRAIN_KEPT)

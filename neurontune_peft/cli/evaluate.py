@@ -67,21 +67,19 @@ class Evaluate(ModelOptions):
     tasks_limit: int | None = None
     tasks_path: Path | None = None
 
-    def run(self) -> None:
+    def run(self) -> dict[str, Any]:
         """Measure, print and save; processes of `accelerate launch` or `torchrun` share the work."""
         if self.answers is not None:
-            self._sum_up(self.answers)
-            return
+            return self._sum_up(self.answers)
         with joined() as state:
             if state is None:
-                self._measure(nullcontext())
-                return
+                return self._measure(nullcontext())
             own = replace(self, device=self.device or device_of(state))
             with redirect_stdout(sys.stdout if state.is_main_process else StringIO()):
                 own = own if state.is_main_process else replace(own, output=None)
-                own._measure(state.main_process_first())  # the others read its reference answers
+                return own._measure(state.main_process_first())  # the others read its reference answers
 
-    def _measure(self, alone: AbstractContextManager[Any]) -> None:
+    def _measure(self, alone: AbstractContextManager[Any]) -> dict[str, Any]:
         generation = Generation(
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
@@ -105,8 +103,7 @@ class Evaluate(ModelOptions):
             report = self._with_tasks(report, model, tokenizer)
             print(report)
             _print_details(report)
-            self._save(json.dumps(report.as_dict(), indent=1, ensure_ascii=False))
-            return
+            return self._saved(report.as_dict())
         config = NeuronTuneConfig.from_pretrained(self.adapter)
         config.strict = self.strict
         tuned = PeftModel.from_pretrained(model, self.adapter, config=config)
@@ -121,9 +118,9 @@ class Evaluate(ModelOptions):
         for name, report in (("base model", before), ("tuned", after)):
             if report.sampled is not None:
                 print(f"\n{name}: {report.sampled}")
-        self._save(json.dumps(comparison_dict(before, after), indent=1, ensure_ascii=False))
+        return self._saved(comparison_dict(before, after))
 
-    def _sum_up(self, answers: Path) -> None:
+    def _sum_up(self, answers: Path) -> dict[str, Any]:
         if self.adapter is not None or self.tasks:
             raise ValueError(
                 "got --answers with --adapter or --tasks; expected answers alone, as no model is loaded; leave one out"
@@ -133,7 +130,7 @@ class Evaluate(ModelOptions):
         report = report_from_answers(rows, PromptSet.load(self.prompts), judges=judges)
         print(report)
         _print_details(report)
-        self._save(json.dumps(report.as_dict(), indent=1, ensure_ascii=False))
+        return self._saved(report.as_dict())
 
     def _with_tasks(self, report: Report, model: Any, tokenizer: Any) -> Report:
         if not self.tasks:
@@ -144,9 +141,10 @@ class Evaluate(ModelOptions):
         assert report.details is not None
         return replace(report, details=replace(report.details, tasks=found))
 
-    def _save(self, text: str) -> None:
+    def _saved(self, report: dict[str, Any]) -> dict[str, Any]:
         if self.output is not None:
-            write_atomically(self.output, text + "\n")
+            write_atomically(self.output, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        return report
 
 
 def _print_details(report: Report) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neurontune_peft.cli.adapters import AdapterOptions
-from neurontune_peft.evaluation.decide.stress import KINDS, stress
+from neurontune_peft.evaluation.decide.stress import KINDS, Stress, stress
 from neurontune_peft.prompts import PromptSet
 
 
@@ -43,7 +43,7 @@ class StressTest(AdapterOptions):
     budgets: tuple[int, ...] = (32, 256)
     seed: int = 0
 
-    def run(self) -> None:
+    def run(self) -> Stress:
         """Stress, save and print."""
         prompts = PromptSet.load(self.prompts)
         tuned, tokenizer = self.load_tuned()
@@ -65,3 +65,4 @@ class StressTest(AdapterOptions):
         if self.output is not None:
             result.save(self.output)
         print(result)
+        return result

@@ -8,6 +8,7 @@ from pathlib import Path
 from neurontune_peft.checks import write_atomically
 from neurontune_peft.cli.adapters import AdapterOptions, check_local, write_presets
 from neurontune_peft.cli.common import parse_counts
+from neurontune_peft.evaluation.decide.frontier import Frontier
 from neurontune_peft.evaluation.decide.settings import COUNTS, STRENGTHS, Count
 from neurontune_peft.evaluation.decide.sweep import sweep
 from neurontune_peft.prompts import PromptSet
@@ -41,7 +42,7 @@ class Sweep(AdapterOptions):
     max_tests: int | None = None
     write_presets: bool = False
 
-    def run(self) -> None:
+    def run(self) -> Frontier:
         """Measure, save and print."""
         counts = [parse_count(word) for word in self.counts]
         check_output_of_sweep(self.output)
@@ -67,6 +68,7 @@ class Sweep(AdapterOptions):
             write_presets(self.adapter, frontier.preset_settings())
             print(f"Presets: {', '.join(frontier.presets)}, in {self.adapter}")
         print(f"Frontier: {self.output}")
+        return frontier
 
 
 def parse_count(word: str) -> Count:
@@ -93,7 +95,9 @@ def check_output_of_sweep(output: Path) -> None:
     Raises:
         ValueError: Names the directory.
     """
-    if output.exists() and (not output.is_dir() or {path.name for path in output.glob("[!.]*")} - OWN):
+    if output.exists() and (
+        not output.is_dir() or {path.name.removesuffix(".run.yaml") for path in output.glob("[!.]*")} - OWN
+    ):
         raise ValueError(
             f"got output '{output}' with other files; expected a new directory, or one of an earlier sweep; choose "
             "another"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -101,8 +102,8 @@ class Tune(ModelOptions):
     max_new_tokens: int = 32
     batch_size: int = 64
 
-    def run(self) -> None:
-        """Run every step; nothing stands in the output directory unless all went well."""
+    def run(self) -> dict[str, Any]:
+        """Run every step; nothing stands in the output directory unless all went well. Returns the report."""
         check_output(self.output)
         self._check()
         if self.modulation == "static" and self.training.utility_weight < 1:
@@ -126,6 +127,8 @@ class Tune(ModelOptions):
             shutil.rmtree(steps.directory)
             raise
         shutil.rmtree(steps.directory)
+        report: dict[str, Any] = json.loads((self.output / "report.json").read_text(encoding="utf-8"))
+        return report
 
     def _tune(
         self,
