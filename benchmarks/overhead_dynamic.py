@@ -15,7 +15,7 @@ def dynamic(make: Callable[[], nn.Module], ids: torch.Tensor, triggering: int) -
     """An adapter whose trigger fires on so many rows of a batch that ends in `SUFFIX`."""
     model = neurontune(make, 128).requires_grad_(False)
     torch.manual_seed(0)
-    weights = {site: torch.randn(part.numel()) for site, part in model.get_neurons().indices["safety"].items()}
+    weights = {site: torch.randn(part.numel(), 2) for site, part in model.get_neurons().indices["safety"].items()}
     tuner = model.base_model
     tuner.set_trigger(weights, bias=0.0, threshold=0.0, suffix=SUFFIX)
     with torch.no_grad(), model.trigger_log() as log:

@@ -50,7 +50,7 @@ def test_what_is_read_from_a_file_is_what_is_read_from_the_model(tmp_path):
     for site, weights in one.weights.items():
         assert torch.equal(weights, other.weights[site])
         assert torch.equal(one.indices[site], other.indices[site])
-    assert one.numbers == model.get_neurons().total + 2
+    assert one.numbers == 2 * model.get_neurons().total + 2
 
 
 def test_a_gate_leaves_the_base_model_as_it_was_and_shares_its_weights(tmp_path):

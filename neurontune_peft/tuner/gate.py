@@ -43,7 +43,7 @@ class Trigger:
 
     Args:
         indices (`Mapping[str, torch.Tensor]`): Site to the neurons that it reads, `(k,)`, int64.
-        weights (`Mapping[str, torch.Tensor]`): Site to one row per neuron, `(k,)` or `(k, ...)`, float32.
+        weights (`Mapping[str, torch.Tensor]`): Site to weights as `get_trigger` gives them, `(k, 2)`.
         widths (`Mapping[str, int]`): Site to the number of its neurons in all.
         neuron_side (`str`): As in [`NeuronTuneConfig`].
         fields (`Mapping[str, Any]`): The adapter's configuration as far as it is about the trigger, JSON values.
@@ -91,7 +91,7 @@ class Trigger:
     def to_bytes(self) -> bytes:
         """The tensors as a safetensors file."""
         tensors = {f"{site}.{INDEX}": part.int().contiguous() for site, part in self.indices.items()}
-        tensors |= {f"{site}.{WEIGHTS}": part.float().contiguous() for site, part in self.weights.items()}
+        tensors |= {f"{site}.{WEIGHTS}": part.contiguous() for site, part in self.weights.items()}
         return save(tensors)
 
     def to_json(self) -> str:
@@ -308,6 +308,7 @@ def _attached(trigger: Trigger, model: nn.Module, *, strict: bool) -> PeftModel:
         bias=trigger.fields["trigger_bias"],
         threshold=trigger.fields["trigger_threshold"],
         suffix=trigger.fields["trigger_suffix"],
+        opening=trigger.fields["trigger_opening"],
     )
     return peft_model.eval()
 
@@ -325,7 +326,7 @@ def _trigger(
         )
     return Trigger(
         {site: indices[site].cpu().long() for site in weights},
-        {site: part.cpu().float() for site, part in weights.items()},
+        {site: part.cpu() for site, part in weights.items()},
         {site: int(widths[site]) for site in weights},
         config.neuron_side,
         {name: getattr(config, name) for name in TRIGGER_FIELDS},

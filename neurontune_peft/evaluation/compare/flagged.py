@@ -92,3 +92,8 @@ def for_flagged(config: MetaConfig) -> MetaConfig:
 def note_on(fit: TriggerFit) -> str:
     """What a reader has to know of a trigger."""
     return f"AUC {fit.auc:.3f}" if fit.dynamic else "static: the trigger separates too little"
+
+
+def fitted_numbers(model: Any) -> int:
+    """Numbers of an attached adapter's trigger; 0 where the adapter is static."""
+    return Trigger.of(model).numbers if model.get_trigger() else 0
