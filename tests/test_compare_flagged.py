@@ -86,6 +86,7 @@ def test_the_trigger_of_the_controls_decides_as_that_of_the_adapter():
     gate, cost = trigger_of(given, 0)
     assert gate.scores(TEXTS) == pytest.approx([decision.score for decision in log], abs=1e-5)
     assert gate.threshold == threshold
+    assert trigger_of(given, 0)[1] is cost  # fitted once for all controls
     assert cost.numbers == 2 * sum(COUNTS.values()) + 2
     assert cost.bytes > 2 * cost.numbers
 

@@ -65,14 +65,19 @@ def trigger_of(bench: Bench, seed: int) -> tuple[TriggerGate | None, Candidate]:
         `tuple`: The gate, and what it costs. Where a trigger separates too little, the adapter is static; the gate is
         then `None`, and every request is flagged.
     """
+    trigger, cost = bench.once(("trigger", seed), lambda: _fitted(bench, seed))
+    gate = None
+    if trigger is not None:
+        gate = TriggerGate(trigger, bench.model, bench.tokenizer, chat_template=bench.chat_template)
+    return gate, cost
+
+
+def _fitted(bench: Bench, seed: int) -> tuple[Trigger | None, Candidate]:
     neurons, scoring = bench.neurons(seed)
     start = time.monotonic()
     with attached(bench, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=neurons)) as model:
         fit = fit_trigger(model, bench.tokenizer, bench.prompts, seed=seed, chat_template=bench.chat_template)
         trigger = Trigger.of(model) if fit.dynamic else None
-    gate = None
-    if trigger is not None:
-        gate = TriggerGate(trigger, bench.model, bench.tokenizer, chat_template=bench.chat_template)
     cost = Candidate(
         bench.model,
         numbers=0 if trigger is None else trigger.numbers,
@@ -80,7 +85,7 @@ def trigger_of(bench: Bench, seed: int) -> tuple[TriggerGate | None, Candidate]:
         seconds=scoring + time.monotonic() - start,
         note=note_on(fit),
     )
-    return gate, cost
+    return trigger, cost
 
 
 def for_flagged(config: MetaConfig) -> MetaConfig:
