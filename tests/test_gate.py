@@ -13,8 +13,9 @@ from test_trigger_fit import OPTIONS, attached, prompt_set
 from triggers import decisions, dynamic_model, logits, requests, triggered
 
 from neurontune_peft import fit_trigger
-from neurontune_peft.tuner.gate import SETTINGS, TENSORS, Trigger, TriggerGate, export_trigger, twin_of
+from neurontune_peft.tuner.gate import TriggerGate, twin_of
 from neurontune_peft.tuner.layer import NeuronTuneLayer
+from neurontune_peft.tuner.trigger_file import SETTINGS, TENSORS, Trigger, export_trigger
 
 TEXTS = ["ka zz!zz!", "lo ab.ab.", "a", "be ab.ab. and so on, for some more words"]
 

@@ -12,7 +12,8 @@ from neurontune_peft.evaluation.compare.bench import Bench, Candidate, attached
 from neurontune_peft.evaluation.compare.routed import CannedRefusal, GateFlags, Routed, none_flagged
 from neurontune_peft.training import MetaConfig, TriggerFit, fit_trigger, for_flagged_requests
 from neurontune_peft.tuner import NeuronTuneConfig
-from neurontune_peft.tuner.gate import Trigger, TriggerGate
+from neurontune_peft.tuner.gate import TriggerGate
+from neurontune_peft.tuner.trigger_file import Trigger
 
 
 @contextmanager
