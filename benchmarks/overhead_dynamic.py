@@ -15,14 +15,14 @@ def dynamic(make: Callable[[], nn.Module], ids: torch.Tensor, triggering: int) -
     """An adapter whose trigger fires on so many rows of a batch that ends in `SUFFIX`."""
     model = neurontune(make, 128).requires_grad_(False)
     torch.manual_seed(0)
-    weights = {site: torch.randn(part.numel()) for site, part in model.get_neurons().indices["safety"].items()}
+    weights = {site: torch.randn(part.numel(), 2) for site, part in model.get_neurons("0").indices["safety"].items()}
     tuner = model.base_model
-    tuner.set_trigger(weights, bias=0.0, threshold=0.0, suffix=SUFFIX)
+    tuner.set_trigger(weights, bias=0.0, threshold=0.0, suffix=SUFFIX, adapter_name="0")
     with torch.no_grad(), model.trigger_log() as log:
         model(input_ids=ids)
     scores = sorted((decision.score for decision in log), reverse=True)
     between = [scores[0] + 1, *((a + b) / 2 for a, b in pairwise(scores)), scores[-1] - 1]
-    tuner.set_trigger(weights, bias=0.0, threshold=between[triggering], suffix=SUFFIX)
+    tuner.set_trigger(weights, bias=0.0, threshold=between[triggering], suffix=SUFFIX, adapter_name="0")
     with torch.no_grad(), model.trigger_log() as log:
         model(input_ids=ids)
     assert sum(decision.strength > 0 for decision in log) == triggering
@@ -41,7 +41,7 @@ def decode_of(model: nn.Module, ids: torch.Tensor) -> Callable[[], object]:
     @torch.no_grad()
     def step() -> None:
         model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
-        cache.crop(ids.shape[1])
+        cache.crop(-1)
 
     return step
 

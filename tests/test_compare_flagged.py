@@ -82,11 +82,13 @@ def test_the_trigger_of_the_controls_decides_as_that_of_the_adapter():
         with torch.no_grad(), made.model.trigger_log() as log:
             made.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         threshold = made.model.peft_config["default"].trigger_threshold
+        assert made.numbers == 3 * sum(COUNTS.values()) + 2  # scales, and the trigger's
     gate, cost = trigger_of(given, 0)
     assert gate.scores(TEXTS) == pytest.approx([decision.score for decision in log], abs=1e-5)
     assert gate.threshold == threshold
-    assert cost.numbers == sum(COUNTS.values()) + 2
-    assert cost.bytes > 4 * cost.numbers
+    assert trigger_of(given, 0)[1] is cost  # fitted once for all controls
+    assert cost.numbers == 2 * sum(COUNTS.values()) + 2
+    assert cost.bytes > 2 * cost.numbers
 
 
 def test_a_trigger_that_separates_nothing_flags_everything_as_the_static_adapter_does(monkeypatch):
@@ -129,7 +131,7 @@ def test_controls_behind_the_trigger_are_rows_like_the_others(tmp_path, name):
     found = small_compare(model, **options)
     row = found.as_trained(name)
     assert row.setting == (None if name == "canned-refusal" else 1.0)
-    assert row.numbers == sum(COUNTS.values()) + 2 + (0 if name == "canned-refusal" else 2 * 48)
+    assert row.numbers == 2 * sum(COUNTS.values()) + 2 + (0 if name == "canned-refusal" else 2 * 48)
     assert row.kl is not None
     assert row.note
     assert lasting(small_compare(model, **options).points) == lasting(found.points)

@@ -13,8 +13,9 @@ from test_trigger_fit import OPTIONS, attached, prompt_set
 from triggers import decisions, dynamic_model, logits, requests, triggered
 
 from neurontune_peft import fit_trigger
-from neurontune_peft.tuner.gate import SETTINGS, TENSORS, Trigger, TriggerGate, export_trigger, twin_of
+from neurontune_peft.tuner.gate import TriggerGate, twin_of
 from neurontune_peft.tuner.layer import NeuronTuneLayer
+from neurontune_peft.tuner.trigger_file import SETTINGS, TENSORS, Trigger, export_trigger
 
 TEXTS = ["ka zz!zz!", "lo ab.ab.", "a", "be ab.ab. and so on, for some more words"]
 
@@ -50,7 +51,7 @@ def test_what_is_read_from_a_file_is_what_is_read_from_the_model(tmp_path):
     for site, weights in one.weights.items():
         assert torch.equal(weights, other.weights[site])
         assert torch.equal(one.indices[site], other.indices[site])
-    assert one.numbers == model.get_neurons().total + 2
+    assert one.numbers == 2 * model.get_neurons().total + 2
 
 
 def test_a_gate_leaves_the_base_model_as_it_was_and_shares_its_weights(tmp_path):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
@@ -31,6 +31,7 @@ SAFETY_PROMPT = (
     "story or wording they are dressed. Answer every other request fully, even if it only sounds dangerous."
 )
 
+T = TypeVar("T")
 Dial = Callable[[float], AbstractContextManager[Any]]
 Train = Callable[[MetaConfig], AbstractContextManager[tuple[Any, Log]]]
 
@@ -112,6 +113,7 @@ class Bench:
     chat_template: str | None = None
     system_prompt: str = SAFETY_PROMPT
     _scored: dict[Any, tuple[Neurons, float]] = field(default_factory=dict, init=False, repr=False)
+    _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def neurons(self, seed: int, **options: Any) -> tuple[Neurons, float]:
         """
@@ -129,6 +131,13 @@ class Bench:
             neurons = select(scores, self.counts, **self.selection)
             self._scored[key] = neurons, time.monotonic() - start
         return self._scored[key]
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """What a function returns, worked out once for each key."""
+        if key not in self._made:
+            self._made[key] = make()
+        found: T = self._made[key]
+        return found
 
     @contextmanager
     def trained(

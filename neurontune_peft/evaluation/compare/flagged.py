@@ -12,7 +12,8 @@ from neurontune_peft.evaluation.compare.bench import Bench, Candidate, attached
 from neurontune_peft.evaluation.compare.routed import CannedRefusal, GateFlags, Routed, none_flagged
 from neurontune_peft.training import MetaConfig, TriggerFit, fit_trigger, for_flagged_requests
 from neurontune_peft.tuner import NeuronTuneConfig
-from neurontune_peft.tuner.gate import Trigger, TriggerGate
+from neurontune_peft.tuner.gate import TriggerGate
+from neurontune_peft.tuner.trigger_file import Trigger
 
 
 @contextmanager
@@ -65,14 +66,19 @@ def trigger_of(bench: Bench, seed: int) -> tuple[TriggerGate | None, Candidate]:
         `tuple`: The gate, and what it costs. Where a trigger separates too little, the adapter is static; the gate is
         then `None`, and every request is flagged.
     """
+    trigger, cost = bench.once(("trigger", seed), lambda: _fitted(bench, seed))
+    gate = None
+    if trigger is not None:
+        gate = TriggerGate(trigger, bench.model, bench.tokenizer, chat_template=bench.chat_template)
+    return gate, cost
+
+
+def _fitted(bench: Bench, seed: int) -> tuple[Trigger | None, Candidate]:
     neurons, scoring = bench.neurons(seed)
     start = time.monotonic()
     with attached(bench, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=neurons)) as model:
         fit = fit_trigger(model, bench.tokenizer, bench.prompts, seed=seed, chat_template=bench.chat_template)
         trigger = Trigger.of(model) if fit.dynamic else None
-    gate = None
-    if trigger is not None:
-        gate = TriggerGate(trigger, bench.model, bench.tokenizer, chat_template=bench.chat_template)
     cost = Candidate(
         bench.model,
         numbers=0 if trigger is None else trigger.numbers,
@@ -80,7 +86,7 @@ def trigger_of(bench: Bench, seed: int) -> tuple[TriggerGate | None, Candidate]:
         seconds=scoring + time.monotonic() - start,
         note=note_on(fit),
     )
-    return gate, cost
+    return trigger, cost
 
 
 def for_flagged(config: MetaConfig) -> MetaConfig:
@@ -92,3 +98,8 @@ def for_flagged(config: MetaConfig) -> MetaConfig:
 def note_on(fit: TriggerFit) -> str:
     """What a reader has to know of a trigger."""
     return f"AUC {fit.auc:.3f}" if fit.dynamic else "static: the trigger separates too little"
+
+
+def fitted_numbers(model: Any) -> int:
+    """Numbers of an attached adapter's trigger; 0 where the adapter is static."""
+    return Trigger.of(model).numbers if model.get_trigger() else 0

@@ -17,7 +17,13 @@ from peft.helpers import rescale_adapter_scale
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from neurontune_peft.evaluation.compare.bench import Bench, Candidate, Dial, Trained, attached
-from neurontune_peft.evaluation.compare.flagged import behind_trigger, canned_refusal, for_flagged, note_on
+from neurontune_peft.evaluation.compare.flagged import (
+    behind_trigger,
+    canned_refusal,
+    fitted_numbers,
+    for_flagged,
+    note_on,
+)
 from neurontune_peft.evaluation.compare.joint import Weights, joint_train
 from neurontune_peft.evaluation.compare.steering import Unsteered, block_names, refusal_direction, steered
 from neurontune_peft.evaluation.compare.system_prompt import with_system_prompt
@@ -99,7 +105,8 @@ def scaled(
             fit = fit_trigger(made.model, bench.tokenizer, bench.prompts, seed=seed, chat_template=bench.chat_template)
             made = replace(made, note=note_on(fit))
             scoring += time.monotonic() - start
-        yield _adapter(made, made.model.strength, scoring=scoring)
+        ready = _adapter(made, made.model.strength, scoring=scoring)
+        yield replace(ready, numbers=ready.numbers + fitted_numbers(made.model)) if dynamic else ready
 
 
 @contextmanager
