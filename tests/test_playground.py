@@ -99,12 +99,15 @@ def test_the_trigger_is_shown_against_its_threshold_and_the_threshold_is_a_dial(
 
 def test_the_neurons_that_fired_are_those_that_the_layers_saw():
     play, seen = playground(), {}
-    handles = [
-        layer.register_forward_pre_hook(lambda module, args, site=site: seen.setdefault(site, args[0][0, -1].clone()))
-        for site, layer in held(play.model).items()
-    ]
-    with play.model.disable_adapter():
-        play.base(ASKED)
+
+    def hook_at(site: str):
+        def keep(module, args):
+            seen.setdefault(site, args[0][0, -1].clone())
+
+        return keep
+
+    handles = [layer.register_forward_pre_hook(hook_at(site)) for site, layer in held(play.model).items()]
+    play.base(ASKED)
     for handle in handles:
         handle.remove()
     neurons = play.neurons(ASKED)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
+from neurontune_peft.playground.answered import Answered, Fired, TriggerState
 from neurontune_peft.prompts import Attack, PromptSet
 from neurontune_peft.prompts.answers import context_length, evaluating
 from neurontune_peft.prompts.batches import padding_id, prompt_ids, shorten
@@ -23,84 +22,6 @@ from neurontune_peft.tuner.requests import trigger_log
 from neurontune_peft.tuner.trigger import TriggerDecision
 
 OnText = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class TriggerState:
-    """
-    What the trigger said about a request.
-
-    Args:
-        score (`float`): Its value.
-        threshold (`float`): Values above it trigger.
-        strength (`float`): The strength that was decided on, before the dial.
-    """
-
-    score: float
-    threshold: float
-    strength: float
-
-    @property
-    def fired(self) -> bool:
-        """`bool`: Whether the request triggered."""
-        return self.score > self.threshold
-
-    def __str__(self) -> str:
-        side = "above" if self.fired else "below"
-        return f"{self.score:.3f}, {side} its threshold of {self.threshold:.3f}: strength {self.strength:g}"
-
-
-@dataclass(frozen=True)
-class Fired:
-    """
-    A neuron of the adapter at the end of a request.
-
-    Args:
-        site (`str`): The site.
-        index (`int`): Its index there.
-        role (`str`): Its role.
-        activation (`float`): Its activation in the base model.
-        scale (`float`): Its scale with the dials as they stand.
-    """
-
-    site: str
-    index: int
-    role: str
-    activation: float
-    scale: float
-
-    @property
-    def change(self) -> float:
-        """`float`: What scaling adds to the activation, if the request is scaled."""
-        return self.activation * (self.scale - 1)
-
-
-@dataclass(frozen=True)
-class Answered:
-    """
-    Both answers to a request.
-
-    Args:
-        prompt (`str`): The text that was put to the models, inside its attack.
-        base (`str`): The base model's answer.
-        tuned (`str`): The tuned model's answer.
-        trigger ([`TriggerState`], *optional*): What the trigger said; `None` for static modulation.
-        neurons (`tuple[Fired, ...]`): The adapter's neurons, those that scaling changes most first.
-    """
-
-    prompt: str
-    base: str
-    tuned: str
-    trigger: TriggerState | None
-    neurons: tuple[Fired, ...]
-
-    @property
-    def by_site(self) -> dict[str, float]:
-        """`dict[str, float]`: Site to the sum of the changes' sizes, in the model's order."""
-        sums: dict[str, float] = defaultdict(float)
-        for neuron in sorted(self.neurons, key=lambda neuron: _natural(neuron.site)):
-            sums[neuron.site] += abs(neuron.change)
-        return dict(sums)
 
 
 class Playground:
@@ -139,7 +60,7 @@ class Playground:
         self.name: str = model.active_adapters[0]
         self.lock = threading.Lock()  # a page answers from several threads, and there is one set of dials
         self._tuner: Any = model.base_model
-        self._own_threshold = float(self.config.trigger_threshold)
+        self.own_threshold = float(self.config.trigger_threshold)
 
     @property
     def config(self) -> Any:
@@ -207,7 +128,7 @@ class Playground:
             )
         if threshold is not None and not math.isfinite(threshold):
             raise ValueError(f"got threshold={threshold}; expected a finite number; correct it")
-        self.config.trigger_threshold = self._own_threshold if threshold is None else float(threshold)
+        self.config.trigger_threshold = self.own_threshold if threshold is None else float(threshold)
 
     def use_preset(self, name: str) -> None:
         """
@@ -335,8 +256,3 @@ class _Streamer(TextStreamer):
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self.on_text(text)
-
-
-def _natural(site: str) -> list[tuple[int, str]]:
-    """Layer 2 before layer 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in site.split(".")]

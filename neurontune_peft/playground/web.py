@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from neurontune_peft.playground.session import Answered, Playground, TriggerState
+from neurontune_peft.playground.answered import Answered, TriggerState
+from neurontune_peft.playground.session import Playground
 from neurontune_peft.report.adapter import layer_of
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def layer_rows(answered: Answered) -> list[list[str]]:
 def neuron_rows(answered: Answered) -> list[list[str]]:
     """The neurons that fired most."""
     return [
-        [f"{n.site}[{n.index}]", n.role, f"{n.activation:.3f}", f"{n.scale:.3f}", f"{n.change:+.3f}"]
+        [layer_of(n.site), str(n.index), n.role, f"{n.activation:.3f}", f"{n.scale:.3f}", f"{n.change:+.3f}"]
         for n in answered.neurons[:MOST_NEURONS]
     ]
 
@@ -65,7 +66,8 @@ def respond(
         playground.set_strength(strength)
         playground.set_counts(**{role: int(count) for role, count in zip(playground.totals, counts, strict=True)})
         if threshold is not None and playground.dynamic:
-            playground.set_threshold(threshold)
+            # The slider shows three digits; left alone, it means the adapter's own threshold to the last bit.
+            playground.set_threshold(None if threshold == round(playground.own_threshold, 3) else threshold)
         if not text.strip():
             return "", "", "", [], []
         prompt = playground.attacked(text, None if attack == NO_ATTACK else attack)
@@ -107,11 +109,15 @@ def build(playground: Playground) -> gradio.Blocks:
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 presets = gr.Dropdown([NO_PRESET, *playground.presets], value=NO_PRESET, label="Preset")
-                strength = gr.Slider(0, 3, value=1, step=0.05, label="Strength (0 is the base model)")
+                strength = gr.Slider(
+                    0, 3, value=1, step=0.05, label="Strength", info="0 is the base model, 1 the adapter as trained"
+                )
                 dials = [strength]
                 if own is not None:
                     low, high = round(own - 5, 1), round(own + 5, 1)
-                    dials.append(gr.Slider(low, high, value=own, step=0.01, label="Threshold of the trigger"))
+                    dials.append(
+                        gr.Slider(low, high, value=round(own, 3), step=0.001, label="Threshold of the trigger")
+                    )
                 dials += [
                     gr.Slider(0, total, value=total, step=1, label=f"Neurons of role {role}")
                     for role, total in playground.totals.items()
@@ -127,7 +133,8 @@ def build(playground: Playground) -> gradio.Blocks:
                 with gr.Row():
                     layers = gr.Dataframe(headers=["layer", "what scaling adds", "sum"], label="By layer")
                     neurons = gr.Dataframe(
-                        headers=["neuron", "role", "activation", "scale", "change"], label="Neurons that fired most"
+                        headers=["layer", "index", "role", "activation", "scale", "change"],
+                        label="Neurons that fired most",
                     )
         inputs, outputs = [text, attack, *dials], [base, tuned, trigger, layers, neurons]
         # One thing at a time: there is one model, with one set of dials.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,7 +89,7 @@ def frontier_figure(
     measured = [point for point in frontier["points"] if point.get(cost) and point.get("attack_success")]
     if not measured:
         return None
-    x_top = nice_top(max(float(point[cost]["value"]) for point in measured))
+    x_low, x_top = cost_axis([float(point[cost]["value"]) for point in measured])
     y_top = nice_top(max(float(point["attack_success"]["value"]) for point in measured))
     left, right, top, bottom = 64.0, WIDTH - 24, 16.0, PLOT_HEIGHT
     names = preset_names(frontier, certificate)
@@ -99,7 +100,7 @@ def frontier_figure(
         x, y = float(point[cost]["value"]), float(point["attack_success"]["value"])
         points.append(
             {
-                "x": round(left + x / x_top * (right - left), 1),
+                "x": round(left + (x - x_low) / (x_top - x_low) * (right - left), 1),
                 "y": round(bottom - y / y_top * (bottom - top), 1),
                 "pareto": bool(point.get("pareto")),
                 "names": ", ".join(names.get(place, [])),
@@ -114,7 +115,10 @@ def frontier_figure(
         "left": left,
         "right": right,
         "bottom": bottom,
-        "x_ticks": [{"at": round(left + s * (right - left), 1), "text": f"{100 * s * x_top:g}"} for s in _QUARTERS],
+        "x_ticks": [
+            {"at": round(left + s * (right - left), 1), "text": f"{100 * (x_low + s * (x_top - x_low)):.4g}"}
+            for s in _QUARTERS
+        ],
         "y_ticks": [{"at": round(bottom - s * (bottom - top), 1), "text": f"{100 * s * y_top:g}"} for s in _QUARTERS],
         "points": _spread_labels(points),
         "line": " ".join(f"{x},{y}" for x, y in front),
@@ -127,6 +131,15 @@ _QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 def nice_top(value: float) -> float:
     """The end of an axis, a share: 5, 10, 20, 40, 60, 80 or 100 %."""
     return next((top for top in (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if value <= top), 1.0)
+
+
+def cost_axis(values: Sequence[float]) -> tuple[float, float]:
+    """Both ends of the axis of a cost, as shares; costs that all lie high and close together fill the picture."""
+    low, high = min(values), max(values)
+    if low < 0.5 * high or high == 0:
+        return 0.0, nice_top(high)
+    start = math.floor(low * 20 - 1e-9) / 20
+    return max(0.0, start), max(math.ceil(high * 20 + 1e-9) / 20, start + 0.05)
 
 
 def preset_names(frontier: Mapping[str, Any], certificate: Mapping[str, Any] | None) -> dict[int, list[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from neurontune_peft.report.document import EXPECTED, Document
 from neurontune_peft.report.figures import preset_names
-from neurontune_peft.report.page import RATE_COLUMNS, number, rate_text
+from neurontune_peft.report.page import RATE_COLUMNS, details_tables, number, rate_text
 from neurontune_peft.report.settings import setting_text
 from neurontune_peft.report.tables import compare_markdown, counts_markdown
 
@@ -30,6 +30,7 @@ def report_markdown(document: Document) -> str:
         parts = [
             f"# Report\n\n{escaped(document.verdict)}",
             _measures(document),
+            _details(document),
             _counts(document),
             document.frontier and _frontier(document.frontier, document.certificate),
             document.certificate and _certificate(document.certificate),
@@ -77,6 +78,14 @@ def _measures(document: Document) -> str:
     if document.before is None:
         return f"## Measures\n\n{fenced(str(document.after))}\n\n{escaped(document.after.judge_limits)}"
     return compare_markdown(document.before, document.after)
+
+
+def _details(document: Document) -> str:
+    tables = [
+        f"{escaped(caption)}:\n\n{table(header, rows)}"
+        for caption, header, rows in details_tables(document.before, document.after)
+    ]
+    return "\n\n".join(["## Behind the rates", *tables]) if tables else ""
 
 
 def _counts(document: Document) -> str:

@@ -38,6 +38,14 @@ RATE_COLUMNS = {
     "benign_refusal": "benign refused",
     "wrapped_benign_refusal": "wrapped benign refused",
 }
+# Measures of how answers read, with intervals over resampled prompts.
+READING = {
+    "words": "words",
+    "repetition": "share repeated",
+    "first_token_refusal": "first token refuses",
+    "first_token_compliance": "first token complies",
+}
+Table = tuple[str, list[str], list[list[str]]]
 
 
 def page_context(document: Document) -> dict[str, Any]:
@@ -65,6 +73,7 @@ def page_context(document: Document) -> dict[str, Any]:
         "mean_rate": mean_rate,
         "frontier": document.frontier and _frontier(document.frontier, document.certificate),
         "layers": document.adapter and layers_figure(document.adapter),
+        "details": details_tables(before, after),
         "provenance": _flat(document.provenance),
         **_examples(before, after),
     }
@@ -164,6 +173,55 @@ def _examples(before: Report | None, after: Report) -> dict[str, Any]:
         "shortened": shortened,
         "most_characters": MOST_CHARACTERS,
     }
+
+
+def details_tables(before: Report | None, after: Report) -> list[Table]:
+    """
+    Tables of what lies behind the rates: verdicts of every kind, how answers read, how far judges agree.
+
+    Args:
+        before (`Report`, *optional*): The base model.
+        after (`Report`): The tuned model.
+
+    Returns:
+        `list[Table]`: Caption, header and rows; empty for reports that hold the rates alone.
+    """
+    tables: list[Table] = []
+    for name, report in (("base model", before), ("tuned model" if before else "the model", after)):
+        details = None if report is None else report.as_dict(examples=False).get("details")
+        if details:
+            tables += _verdicts(name, details)
+            tables += [_agreement(name, one) for one in details.get("agreement", [])]
+    return tables
+
+
+def _verdicts(name: str, details: Mapping[str, Any]) -> list[Table]:
+    outcomes = details.get("outcomes", {})
+    labels = list(dict.fromkeys(label for counts in outcomes.values() for label in counts))
+    reading = {column: details.get(column) or {} for column in READING}
+    columns = [column for column, parts in reading.items() if parts]
+    rows = [
+        [part, *(str(counts.get(label, 0)) for label in labels), *(_interval(reading[c].get(part)) for c in columns)]
+        for part, counts in outcomes.items()
+    ]
+    header = ["answers to", *labels, *(READING[column] for column in columns)]
+    return [(f"Verdicts and how answers read, {name}", header, rows)] if rows else []
+
+
+def _agreement(name: str, one: Mapping[str, Any]) -> Table:
+    confusion = one["confusion"]
+    columns = list(dict.fromkeys(label for row in confusion.values() for label in row))
+    caption = (
+        f"{one['first']} (rows) and {one['second']} (columns), {name}: same verdict {percent(one['agreed'])}, "
+        f"Cohen's kappa {number(one['kappa'], '.2f')}, {one['unscored']} not scored by both"
+    )
+    return caption, ["verdict", *columns], [[r, *(str(c.get(x, 0)) for x in columns)] for r, c in confusion.items()]
+
+
+def _interval(values: Mapping[str, Any] | None) -> str:
+    if not values:
+        return "–"
+    return f"{values['value']:.3g} ({values['low']:.3g}–{values['high']:.3g})"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
