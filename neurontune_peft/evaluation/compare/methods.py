@@ -21,15 +21,16 @@ from neurontune_peft.evaluation.compare.flagged import (
     behind_trigger,
     canned_refusal,
     fitted_numbers,
+    fitted_on,
     for_flagged,
-    note_on,
+    note_of,
 )
 from neurontune_peft.evaluation.compare.joint import Weights, joint_train
 from neurontune_peft.evaluation.compare.steering import Unsteered, block_names, refusal_direction, steered
 from neurontune_peft.evaluation.compare.system_prompt import with_system_prompt
 from neurontune_peft.neurons import Neurons
 from neurontune_peft.sites import find_sites
-from neurontune_peft.training import Log, MetaConfig, fit_trigger, meta_train
+from neurontune_peft.training import Log, MetaConfig, meta_train
 from neurontune_peft.training.deltas import find_deltas
 from neurontune_peft.tuner import NeuronTuneConfig
 
@@ -96,15 +97,13 @@ def scaled(
     def train(config: MetaConfig) -> Iterator[tuple[PeftModel, Log]]:
         with attached(bench, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=neurons)) as model:
             options = config if order is None else _in_order(config, order)
-            yield model, meta_train(model, bench.tokenizer, bench.prompts, options, chat_template=bench.chat_template)
+            _, prompts = fitted_on(bench, model, seed) if dynamic else (None, bench.prompts)
+            yield model, meta_train(model, bench.tokenizer, prompts, options, chat_template=bench.chat_template)
 
     strong = for_flagged(bench.config) if dynamic else None
     with bench.trained(name, seed, train, rate=bench.config.lr, tries=tries, options=strong) as made:
         if dynamic:
-            start = time.monotonic()
-            fit = fit_trigger(made.model, bench.tokenizer, bench.prompts, seed=seed, chat_template=bench.chat_template)
-            made = replace(made, note=note_on(fit))
-            scoring += time.monotonic() - start
+            made = replace(made, note=note_of(made.model))
         ready = _adapter(made, made.model.strength, scoring=scoring)
         yield replace(ready, numbers=ready.numbers + fitted_numbers(made.model)) if dynamic else ready
 
