@@ -11,12 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from neurontune_peft.attribution import attribute as attribute
+    from neurontune_peft.evaluation import Generation as Generation
     from neurontune_peft.evaluation import Report as Report
     from neurontune_peft.evaluation import evaluate as evaluate
     from neurontune_peft.evaluation.compare import Comparison as Comparison
     from neurontune_peft.evaluation.compare import compare as compare
+    from neurontune_peft.evaluation.decide import Certificate as Certificate
+    from neurontune_peft.evaluation.decide import Frontier as Frontier
+    from neurontune_peft.evaluation.decide import Stress as Stress
+    from neurontune_peft.evaluation.decide import certify as certify
+    from neurontune_peft.evaluation.decide import stress as stress
+    from neurontune_peft.evaluation.decide import sweep as sweep
     from neurontune_peft.evaluation.trust import Trust as Trust
     from neurontune_peft.evaluation.trust import verify as verify
+    from neurontune_peft.export import export_adapter as export_adapter
+    from neurontune_peft.hub import audit as audit
+    from neurontune_peft.judges import ClassifierJudge as ClassifierJudge
+    from neurontune_peft.judges import EndpointJudge as EndpointJudge
+    from neurontune_peft.judges import RubricJudge as RubricJudge
+    from neurontune_peft.judges import ensemble as ensemble
     from neurontune_peft.judges import format_judge as format_judge
     from neurontune_peft.neurons import Neurons as Neurons
     from neurontune_peft.neurons import Scores as Scores
@@ -35,7 +48,9 @@ if TYPE_CHECKING:
     from neurontune_peft.tuner import NeuronTuneConfig as NeuronTuneConfig
     from neurontune_peft.tuner import NeuronTuneModel as NeuronTuneModel
     from neurontune_peft.tuner.files import AdapterFile as AdapterFile
+    from neurontune_peft.tuner.gate import TriggerGate as TriggerGate
     from neurontune_peft.tuner.requests import trigger_log as trigger_log
+    from neurontune_peft.tuner.trigger_file import export_trigger as export_trigger
 
 try:
     __version__ = version("neurontune-peft")
@@ -45,21 +60,34 @@ except PackageNotFoundError:  # run from a source tree that is not installed
 # Public name to the module that defines it.
 _LAZY = {
     "AdapterFile": "tuner.files",
+    "Certificate": "evaluation.decide",
+    "ClassifierJudge": "judges",
     "Comparison": "evaluation.compare",
+    "EndpointJudge": "judges",
+    "Frontier": "evaluation.decide",
+    "Generation": "evaluation",
     "MetaConfig": "training",
     "NeuronTuneConfig": "tuner",
     "NeuronTuneModel": "tuner",
     "Neurons": "neurons",
     "PromptSet": "prompts",
     "Report": "evaluation",
+    "RubricJudge": "judges",
     "Scores": "neurons",
     "Site": "neurons",
-    "Trust": "evaluation.trust",
+    "Stress": "evaluation.decide",
     "TriggerFit": "training",
+    "TriggerGate": "tuner.gate",
+    "Trust": "evaluation.trust",
     "attribute": "attribution",
+    "audit": "hub",
+    "certify": "evaluation.decide",
     "compare": "evaluation.compare",
     "compare_markdown": "report",
+    "ensemble": "judges",
     "evaluate": "evaluation",
+    "export_adapter": "export",
+    "export_trigger": "tuner.trigger_file",
     "find_sites": "sites",
     "fit_trigger": "training",
     "for_flagged_requests": "training",
@@ -68,8 +96,10 @@ _LAZY = {
     "nearly_flagged": "training",
     "select": "selection",
     "sites_from_config": "sites",
-    "verify": "evaluation.trust",
+    "stress": "evaluation.decide",
+    "sweep": "evaluation.decide",
     "trigger_log": "tuner.requests",
+    "verify": "evaluation.trust",
 }
 
 __all__ = [*_LAZY]

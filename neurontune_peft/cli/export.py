@@ -11,18 +11,20 @@ import tyro
 from neurontune_peft.cli.common import parse_counts
 from neurontune_peft.export import Export as Exported
 from neurontune_peft.export import export_adapter
+from neurontune_peft.tuner.trigger_file import export_trigger
 
 
 @dataclass(frozen=True)
 class Export:
     """
-    Write an adapter as LoRA, IA3, GGUF, Ollama model or merged checkpoint, and check it against the adapter.
+    Write an adapter as LoRA, IA3, GGUF, Ollama model or merged checkpoint, checked against it; or its trigger alone.
 
     Example: neurontune export user/adapter --to lora --strength 0.5 1.0 --output adapter-lora
 
     Args:
         adapter: Directory or Hub name of the adapter.
-        to: lora (PEFT, vLLM, SGLang …), ia3 (PEFT), gguf (llama.cpp), ollama, or merged (every engine).
+        to: lora (PEFT, vLLM, SGLang …), ia3 (PEFT), gguf (llama.cpp), ollama, merged (every engine), or trigger (the
+            classifier alone, for a gateway that chooses between base and tuned model).
         output: New directory.
         model: Directory or Hub name of the base model; by default the one that the adapter names.
         strength: Dial: 1 is the adapter as trained. Several write OUT/strength-… each. Dynamic adapters need one.
@@ -34,7 +36,7 @@ class Export:
     """
 
     adapter: Annotated[str, tyro.conf.Positional]
-    to: Literal["lora", "ia3", "gguf", "ollama", "merged"]
+    to: Literal["lora", "ia3", "gguf", "ollama", "merged", "trigger"]
     output: Path
     model: str | None = None
     strength: list[float] = field(default_factory=list)
@@ -46,6 +48,13 @@ class Export:
 
     def run(self) -> None:
         """Write, check and say what to do with it."""
+        if self.to == "trigger":
+            if self.strength or self.counts:
+                raise ValueError(
+                    "got --strength or --counts for a trigger; expected neither, as it holds no scales; leave them out"
+                )
+            print(f"Trigger: {export_trigger(self.adapter, self.output)}")
+            return
         made = export_adapter(
             self.adapter,
             self.output,

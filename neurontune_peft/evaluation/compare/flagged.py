@@ -64,8 +64,8 @@ def trigger_of(bench: Bench, seed: int) -> tuple[TriggerGate | None, PromptSet, 
         seed (`int`): Seed.
 
     Returns:
-        `tuple`: The gate, the prompts that scales behind it are learnt from, and what it costs. Where a trigger separates too little, the adapter is static; the gate is
-        then `None`, and every request is flagged.
+        `tuple`: The gate, the prompts that scales behind it are learnt from, and what it costs. Where a trigger
+        separates too little, the adapter is static; the gate is then `None`, and every request is flagged.
     """
     trigger, met, cost = bench.once(("trigger", seed), lambda: _fitted(bench, seed))
     gate = None
