@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -154,7 +154,7 @@ def selected_record(record: Record, rows: list[int]) -> Record:
         rows (`list[int]`): The rows that stay.
     """
     verdicts = {
-        name: Verdict(verdict.strengths[rows], verdict.starts[rows], verdict.ends[rows])
+        name: Verdict(**{part.name: getattr(verdict, part.name)[rows] for part in fields(Verdict)})
         for name, verdict in record.verdicts.items()
     }
     return _decided(len(rows), verdicts)
@@ -169,14 +169,12 @@ def joined_record(first: Record, second: Record) -> Record:
         first ([`Record`]): A record that [`can_be_joined`].
         second ([`Record`]): Another, about the same adapters.
     """
-    verdicts = {
-        name: Verdict(
-            torch.cat([verdict.strengths, second.verdicts[name].strengths]),
-            torch.cat([verdict.starts, second.verdicts[name].starts]),
-            torch.cat([verdict.ends, second.verdicts[name].ends]),
+    verdicts = {}
+    for name, mine in first.verdicts.items():
+        pair = (mine, second.verdicts[name])
+        verdicts[name] = Verdict(
+            **{part.name: torch.cat([getattr(v, part.name) for v in pair]) for part in fields(Verdict)}
         )
-        for name, verdict in first.verdicts.items()
-    }
     return _decided(first.rows + second.rows, verdicts)
 
 
