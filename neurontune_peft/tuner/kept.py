@@ -174,12 +174,11 @@ def joined_record(first: Record, second: Record) -> Record:
         second ([`Record`]): Another, about the same adapters.
     """
     verdicts = {}
-    for name, verdict in first.verdicts.items():
-        pairs = {
-            part.name: (getattr(verdict, part.name), getattr(second.verdicts[name], part.name))
-            for part in fields(Verdict)
-        }
-        verdicts[name] = Verdict(**{what: torch.cat(pair) for what, pair in pairs.items()})
+    for name, mine in first.verdicts.items():
+        pair = (mine, second.verdicts[name])
+        verdicts[name] = Verdict(
+            **{part.name: torch.cat([getattr(v, part.name) for v in pair]) for part in fields(Verdict)}
+        )
     return _decided(first.rows + second.rows, verdicts)
 
 
