@@ -15,6 +15,11 @@ RIGHT = 56.0  # room for the figure behind the last mark
 ROW = 34.0
 PLOT_HEIGHT = 300.0
 MOST_BARS = 200
+COSTS = {
+    "over_refusal": "over-refusal",
+    "wrapped_benign_refusal": "benign requests inside templates refused",
+    "benign_refusal": "benign requests refused",
+}
 
 
 def families_figure(before: Report | None, after: Report, *, held_out: bool) -> dict[str, Any] | None:
@@ -72,7 +77,7 @@ def _share_x(share: float) -> float:
 
 
 def frontier_figure(
-    frontier: Mapping[str, Any], certificate: Mapping[str, Any] | None, *, cost: str = "over_refusal"
+    frontier: Mapping[str, Any], certificate: Mapping[str, Any] | None, *, cost: str | None = None
 ) -> dict[str, Any] | None:
     """
     Every setting of the dial: attack success over a cost, Pareto points joined, presets and the certified one named.
@@ -80,12 +85,13 @@ def frontier_figure(
     Args:
         frontier (`Mapping[str, Any]`): What `Frontier.as_dict` gives.
         certificate (`Mapping[str, Any]`, *optional*): What `Certificate.as_dict` gives.
-        cost (`str`, *optional*, defaults to `"over_refusal"`): The rate on the horizontal axis.
+        cost (`str`, *optional*): The rate on the horizontal axis; by default the one that settings differ in most.
 
     Returns:
         `dict`, *optional*: `width`, `height`, ticks of both axes, `points` and the Pareto `line`; `None` where no
             setting has both rates.
     """
+    cost = widest_cost(frontier["points"]) if cost is None else cost
     measured = [point for point in frontier["points"] if point.get(cost) and point.get("attack_success")]
     if not measured:
         return None
@@ -105,7 +111,7 @@ def frontier_figure(
                 "pareto": bool(point.get("pareto")),
                 "names": ", ".join(names.get(place, [])),
                 "certified": "certified" in names.get(place, []),
-                "text": f"{setting_text(point)}: attack success {y:.1%}, {cost.replace('_', ' ')} {x:.1%}",
+                "text": f"{setting_text(point)}: attack success {y:.1%}, {COSTS[cost]} {x:.1%}",
             }
         )
     front = sorted((point["x"], point["y"]) for point in points if point["pareto"])
@@ -122,7 +128,7 @@ def frontier_figure(
         "y_ticks": [{"at": round(bottom - s * (bottom - top), 1), "text": f"{100 * s * y_top:g}"} for s in _QUARTERS],
         "points": _spread_labels(points),
         "line": " ".join(f"{x},{y}" for x, y in front),
-    } | {"x_label": f"{cost.replace('_', ' ')}, %", "y_label": "attack success, %"}
+    } | {"x_label": f"{COSTS[cost]}, %", "y_label": "attack success, %"}
 
 
 _QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -155,16 +161,27 @@ def preset_names(frontier: Mapping[str, Any], certificate: Mapping[str, Any] | N
     return names
 
 
+def widest_cost(points: Sequence[Mapping[str, Any]]) -> str:
+    """The cost that the settings differ in most; over-refusal where they differ in none."""
+
+    def spread(cost: str) -> float:
+        values = [float(point[cost]["value"]) for point in points if point.get(cost)]
+        return max(values) - min(values) if values else -1.0
+
+    return max(COSTS, key=spread)
+
+
 def _spread_labels(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Labels that would lie on each other are moved down, line by line."""
+    """Labels stand beside their marks; those that would lie on each other are moved up, line by line."""
     taken: list[tuple[float, float]] = []
     for point in points:
-        x, y = point["x"], point["y"] - 10
+        left = point["x"] > WIDTH - 200
+        x, y = point["x"] + (-14 if left else 14), point["y"] + 4
         if point["names"]:
-            while any(abs(x - other_x) < 110 and abs(y - other_y) < 13 for other_x, other_y in taken):
-                y += 14
+            while any(abs(x - other_x) < 150 and abs(y - other_y) < 14 for other_x, other_y in taken):
+                y -= 15
             taken.append((x, y))
-        point |= {"label_y": round(y, 1), "anchor": "end" if x > WIDTH - 130 else "start" if x < 150 else "middle"}
+        point |= {"label_x": round(x, 1), "label_y": round(y, 1), "anchor": "end" if left else "start"}
     return points
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from neurontune_peft.checks import write_atomically
 from neurontune_peft.evaluation import Rate
 from neurontune_peft.report.document import Document
-from neurontune_peft.report.figures import preset_names
+from neurontune_peft.report.figures import COSTS, preset_names, widest_cost
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +54,7 @@ def plot_families(document: Document) -> Figure:
 
 def plot_frontier(document: Document) -> Figure:
     """
-    Attack success over over-refusal for every setting of the dial, presets and the certified setting named.
+    Attack success over the cost that settings differ in most; presets and the certified setting are named.
 
     Args:
         document ([`Document`]): A report with a frontier.
@@ -70,10 +70,11 @@ def plot_frontier(document: Document) -> Figure:
     figure = _figure(height=4.2)
     axes = figure.add_subplot()
     names = preset_names(document.frontier, document.certificate)
+    cost = widest_cost(document.frontier["points"])
     points = [
         (100 * float(x["value"]), 100 * float(y["value"]), bool(point.get("pareto")), ", ".join(names.get(place, [])))
         for place, point in enumerate(document.frontier["points"])
-        if (x := point.get("over_refusal")) and (y := point.get("attack_success"))
+        if (x := point.get(cost)) and (y := point.get("attack_success"))
     ]
     front = sorted((x, y) for x, y, pareto, _ in points if pareto)
     axes.plot([x for x, _ in front], [y for _, y in front], "o--", color=TUNED, lw=1, label="Pareto")
@@ -82,7 +83,7 @@ def plot_frontier(document: Document) -> Figure:
     for x, y, _, name in points:
         if name:
             axes.annotate(name, (x, y), xytext=(6, 6), textcoords="offset points", weight="bold")
-    axes.set_xlabel("over-refusal, %")
+    axes.set_xlabel(f"{COSTS[cost]}, %")
     axes.set_ylabel(f"attack success, % (judge: {document.after.judge})")
     axes.set_ylim(bottom=0)
     axes.legend()
