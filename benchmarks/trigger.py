@@ -4,8 +4,9 @@ Which requests does a trigger catch, and would other features catch more? Detect
     python benchmarks/trigger.py [--model DIR] [--prompts DIR] [--quick] [--threads N]
 
 A logistic regression as in `fit_trigger`, on the activations of the top 3 % of `gradient`: at the last token of the
-prompt (what the adapter reads), as their mean or maximum over the prompt's tokens, and together. The threshold lets
-the same share of harmless train requests trigger, each scored by a regression that did not see its wrapping.
+prompt, as their mean or maximum over the prompt's tokens, and together (an adapter reads last + mean). The threshold
+lets the same share of harmless train requests trigger, each scored by a regression that did not see its wrapping.
+With and without train templates whose text was moved to the other side of the request.
 """
 
 from dataclasses import dataclass
@@ -90,8 +91,11 @@ def main() -> None:
     scores = attribute(model, tokenizer, prompts, method="gradient", roles=("safety",), n_prompts=n_prompts)
     neurons = select(scores, {"safety": 0.03}, spread="auto")
     reader = Reader(model, tokenizer, neurons)
-    examples = examples_of(prompts, validation_share=0.25, seed=0, most=most)
-    train = reader.read([example.text for example in examples])
+    fitted_on = {
+        what: examples_of(prompts, validation_share=0.25, seed=0, most=most, move=move)
+        for what, move in (("as they are", False), ("also moved", True))
+    }
+    train = {what: reader.read([example.text for example in examples]) for what, examples in fitted_on.items()}
     tests = {kind: prompts.select(kind=kind, split="test")[:most] for kind in ("harmful", "benign", "borderline")}
     groups = {"plain": [p.prompt for p in tests["harmful"]]}
     groups |= {f: prompts.attacked(tests["harmful"], family=f, split="test") for f in prompts.families(split="test")}
@@ -99,14 +103,14 @@ def main() -> None:
     groups["harmless: wrapped"] = prompts.wrapped(tests["benign"], split="test")
     read = {name: reader.read(texts) for name, texts in groups.items()}
     rows = []
-    for pools in POOLS:
-        trigger, threshold = fitted(examples, torch.cat([train[pool] for pool in pools], dim=1))
+    for what, pools in ((what, pools) for what in fitted_on for pools in POOLS):
+        trigger, threshold = fitted(fitted_on[what], torch.cat([train[what][pool] for pool in pools], dim=1))
         fires = [
             (trigger.score(torch.cat([part[pool] for pool in pools], dim=1)) > threshold).float().mean()
             for part in read.values()
         ]
-        rows.append([" + ".join(pools), *(f"{share:.0%}" for share in fires)])
-    print_table(["activations", *groups], rows)
+        rows.append([what, " + ".join(pools), *(f"{share:.0%}" for share in fires)])
+    print_table(["train templates", "activations", *groups], rows)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from neurontune_peft.training import fit_trigger as fit_trigger
     from neurontune_peft.training import for_flagged_requests as for_flagged_requests
     from neurontune_peft.training import meta_train as meta_train
+    from neurontune_peft.training import nearly_flagged as nearly_flagged
     from neurontune_peft.tuner.files import AdapterFile as AdapterFile
     from neurontune_peft.tuner.requests import trigger_log as trigger_log
 
@@ -64,6 +65,7 @@ _LAZY = {
     "for_flagged_requests": "training",
     "format_judge": "judges",
     "meta_train": "training",
+    "nearly_flagged": "training",
     "select": "selection",
     "sites_from_config": "sites",
     "verify": "evaluation.trust",

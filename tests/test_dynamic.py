@@ -145,6 +145,73 @@ def test_a_prompt_that_arrives_in_pieces_is_decided_as_a_whole():
     torch.testing.assert_close(parts[-1][:, -1], whole[:, -1], rtol=1e-4, atol=1e-4)
 
 
+def test_a_score_is_the_weighted_activations_at_the_prompts_end_and_their_mean_over_the_turn():
+    model = dynamic_model(trigger_bias=0.25)
+    ids = torch.cat([tokens(6, 3) % 56 + 3, requests()], dim=1)  # something before the turn opens, at token 3
+    read = {}
+
+    def keep(module, args):
+        read.setdefault(module, args[0])
+
+    layers = neuron_layers(model)
+    for layer in layers:
+        layer.get_base_layer().register_forward_pre_hook(keep)
+    scores = [decision.score for decision in decisions(model, ids)]
+    expected = torch.full((6,), 0.25)
+    for layer in layers:
+        hidden = read[layer.get_base_layer()][..., layer.neurontune_index["default"].long()]
+        weights = layer.neurontune_trigger["default"].float()
+        expected += hidden[:, -1] @ weights[:, 0] + hidden[:, 4:].mean(dim=1) @ weights[:, 1]
+    torch.testing.assert_close(torch.tensor(scores), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_mean_of_a_prompt_in_pieces_is_that_of_the_whole():
+    model, ids = dynamic_model(), requests()
+    whole = [decision.score for decision in decisions(model, ids)]
+    cache = DynamicCache()
+    for part in (ids[:, :3], ids[:, 3:6]):
+        logits(model, part, past_key_values=cache)
+    pieces = [decision.score for decision in decisions(model, ids[:, 6:], past_key_values=cache)]
+    assert pieces == pytest.approx(whole, abs=1e-6)
+
+
+def rows_per_call(model, **options):
+    """How many rows the base model computes, call by call."""
+    sizes = []
+    layer = neuron_layers(model)[0].get_base_layer()
+    handle = layer.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape[0]))
+    with torch.no_grad():
+        output = model(**options)
+    handle.remove()
+    return sizes, output
+
+
+def test_only_the_rows_that_trigger_are_prefilled_again():
+    model, ids = dynamic_model(), requests()
+    fires = triggered(model, ids)
+    expected = logits(model, ids, neurontune_strength=[float(fired) for fired in fires])
+    for options in ({}, {"use_cache": False}, {"past_key_values": DynamicCache()}):
+        sizes, output = rows_per_call(model, input_ids=ids, **options)
+        assert sizes == [6, sum(fires)]
+        torch.testing.assert_close(output.logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_outputs_whose_rows_are_not_known_are_computed_again_as_a_whole():
+    model, ids = dynamic_model(), requests()
+    fires = triggered(model, ids)
+    strengths = [float(fired) for fired in fires]
+    for options in ({"output_hidden_states": True}, {"labels": ids}):
+        sizes, output = rows_per_call(model, input_ids=ids, **options)
+        assert sizes == [6, 6]
+        with torch.no_grad():
+            expected = model(input_ids=ids, neurontune_strength=strengths, **options)
+        torch.testing.assert_close(output.logits, expected.logits, rtol=1e-5, atol=1e-5)
+        if "labels" in options:
+            torch.testing.assert_close(output.loss, expected.loss)
+        else:
+            torch.testing.assert_close(output.hidden_states[-1], expected.hidden_states[-1], rtol=1e-5, atol=1e-5)
+
+
 def test_a_row_without_prompt_end_runs_at_strength_off():
     model, ids = dynamic_model(), tokens() % 57 + 3
     assert [(d.position, d.score, d.strength) for d in decisions(model, ids)] == [(None, None, 0.0)] * 2
@@ -332,11 +399,13 @@ def test_a_static_adapter_hangs_no_hooks_on_the_model():
 
 def test_an_unknown_prefix_stays_as_it_is_and_one_with_another_decision_is_refused():
     model, ids = dynamic_model(), requests()
-    fires = triggered(model, ids)
     cache = DynamicCache()
     with model.disable_adapter():
         logits(model, ids[:, :3], past_key_values=cache)
-    found = logits(model, ids[:, 3:], past_key_values=cache)
+    with model.trigger_log() as log:
+        found = logits(model, ids[:, 3:], past_key_values=cache)
+    fires = [decision.strength > 0 for decision in log]
+    assert 0 < sum(fires) < 6
     assert cache.get_seq_length() == 8
     off = logits(tiny_model(), ids)[:, 3:]
     assert [torch.allclose(found[row], off[row], atol=1e-5) for row in range(6)] == [not fired for fired in fires]
@@ -369,6 +438,8 @@ def test_packed_requests_are_refused():
 def late_model(every: int = 2):
     """No request of `requests()` triggers at its end; some answers do, later."""
     model = dynamic_model(recheck_every=every)
+    for layer in neuron_layers(model):  # what is read at a token outweighs what is read over the turn
+        layer.neurontune_trigger["default"][:, 1] /= 4
     with torch.no_grad(), model.trigger_log() as log:
         model(input_ids=torch.cat([requests(), tokens(6, 9) % 57 + 3], dim=1))
     at_end = [decision.score for decision in decisions(model, requests())]
@@ -472,7 +543,7 @@ def test_a_trigger_of_experts_reads_what_they_add_to_the_output():
     neurons = Neurons.from_ranked({"safety": [(site.name, 3)]}, widths={site.name: site.width})
     model = get_peft_model(base, dynamic_config(base, neurons=neurons)).requires_grad_(False).eval()
     layer = neuron_layers(model)[0]
-    layer.neurontune_trigger["default"].fill_(1.0)
+    layer.neurontune_trigger["default"][:, 0] = 1.0
     layer.neurontune_delta["default"].data.fill_(1.0)
     outputs = []
     layer.register_forward_hook(lambda module, args, output: outputs.append(output))

@@ -81,10 +81,10 @@ def test_scales_are_swapped_in_place_together_with_their_trigger(tmp_path):
 
 FAULTS = {
     "missing": (None, "got no neurontune_trigger at"),
-    "NaN": (torch.tensor([0.0, float("nan"), 0, 0, 0]), "got trigger weight nan at"),
-    "infinite": (torch.tensor([0.0, 0, float("inf"), 0, 0]), "got trigger weight inf at"),
-    "wrong shape": (torch.zeros(4), r"got neurontune_trigger of shape \(4,\)"),
-    "integer": (torch.zeros(5, dtype=torch.int32), "got neurontune_trigger of dtype torch.int32"),
+    "NaN": (torch.tensor([[0.0, 0], [0, float("nan")], [0, 0], [0, 0], [0, 0]]), "got trigger weight nan at"),
+    "infinite": (torch.tensor([[0.0, 0], [0, 0], [float("inf"), 0], [0, 0], [0, 0]]), "got trigger weight inf at"),
+    "wrong shape": (torch.zeros(5), r"got neurontune_trigger of shape \(5,\) at .*; expected \(5, 2\)"),
+    "integer": (torch.zeros(5, 2, dtype=torch.int32), "got neurontune_trigger of dtype torch.int32"),
 }
 
 
@@ -131,8 +131,9 @@ def test_a_trigger_in_the_file_of_a_static_adapter_is_refused(tmp_path):
         ({"trigger_gate": "ramp"}, "got trigger_gate='ramp'"),
         ({"strength_on": float("nan")}, "got strength_on=nan; expected a finite number"),
         ({"trigger_threshold": "high"}, "got trigger_threshold='high'"),
-        ({"trigger_suffix": []}, r"got trigger_suffix=\[\]; expected the token ids"),
+        ({"trigger_suffix": []}, r"got trigger_suffix=\[\]; expected token ids"),
         ({"trigger_suffix": [-1]}, "got trigger_suffix"),
+        ({"trigger_opening": [1.5]}, r"got trigger_opening=\[1.5\]; expected token ids"),
         ({"recheck_every": 0}, "got recheck_every=0; expected a positive number"),
         ({"recheck_every": 4, "trigger_gate": "sigmoid"}, "got recheck_every=4 with trigger_gate='sigmoid'"),
     ],

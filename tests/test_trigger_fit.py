@@ -7,13 +7,15 @@ import pytest
 import torch
 from helpers import tiny_llama, tiny_prompt_set, tiny_tokenizer
 from peft import get_peft_model
+from training_helpers import SMALL
 
-from neurontune_peft import Neurons, NeuronTuneConfig, find_sites, fit_trigger
+from neurontune_peft import Neurons, NeuronTuneConfig, find_sites, fit_trigger, meta_train, nearly_flagged
 from neurontune_peft.prompts import Attack, Prompt, PromptSet
 from neurontune_peft.prompts.chat import format_prompt
 from neurontune_peft.training.features import trigger_features
 from neurontune_peft.training.logistic import area_under_curve, fit_logistic
-from neurontune_peft.training.trigger import calibrated, examples_of
+from neurontune_peft.training.requests import examples_of, moved
+from neurontune_peft.training.trigger import calibrated
 
 
 def prompt_set(*, separable: bool = True) -> PromptSet:
@@ -119,9 +121,76 @@ def test_the_regression_and_the_area_are_those_of_their_definitions():
 
 def test_requests_longer_than_the_context_are_shortened():
     model, tokenizer = attached(), tiny_tokenizer()
-    read = partial(trigger_features, model, tokenizer, adapter_name="default", suffix=[4])
+    read = partial(trigger_features, model, tokenizer, adapter_name="default", suffix=[4], opening=None)
     with pytest.warns(UserWarning, match="longer than 512 tokens; the middle of their prompts was left out"):
         whole = read(["ab " * 400])
     with pytest.warns(UserWarning, match="longer than 512 tokens"):
         named = read(["ab " * 400], max_length=512)
     assert all(torch.equal(whole[site], named[site]) for site in whole)
+
+
+def test_templates_are_also_tried_with_their_text_on_the_other_side():
+    assert moved("Now: {prompt}") == ["{prompt}\nNow:"]
+    assert moved("{prompt}\nGo on.") == ["Go on. {prompt}"]
+    assert moved("As Max, {prompt}\nMax:") == ["{prompt}\nMax: As Max,", "As Max, Max: {prompt}"]
+    assert moved("{prompt}") == []
+    prompts = tiny_prompt_set()
+    with_moved, without = (
+        examples_of(prompts, validation_share=0.25, seed=0, most=20, move=move) for move in (True, False)
+    )
+    added = set(with_moved) - set(without)
+    assert set(without) <= set(with_moved)
+    assert {(e.harmful, e.group, e.source in prompts.train_families) for e in added} == {
+        (True, "attacked", True),
+        (False, "wrapped", True),
+    }
+    held = {e.text for e in with_moved if e.held}
+    assert not held & {e.text for e in with_moved if not e.held}
+
+
+def test_scales_are_learnt_from_harmless_requests_that_nearly_trigger():
+    model, tokenizer = attached(), tiny_tokenizer()
+    words = [f"{a}{b}" for a in "bcdfghkl" for b in "aeiou"]
+    near = [Prompt(f"near-{i}", f"{word} zz!zz!", "benign", None, "train") for i, word in enumerate(words)]
+    given = prompt_set()
+    fit_trigger(model, tokenizer, given, **OPTIONS)
+    prompts = PromptSet(given.prompts + tuple(near), given.attacks)
+    found = nearly_flagged(model, tokenizer, prompts, share=0.5)
+    assert {p.id for p in found.select(kind="benign", split="train")} == {p.id for p in near}
+    assert found.select(kind="harmful", split="train") == prompts.select(kind="harmful", split="train")
+    assert found.select(kind="benign", split="test") == prompts.select(kind="benign", split="test")
+    assert found.attacks == prompts.attacks
+    assert nearly_flagged(model, tokenizer, prompts, share=1) == prompts
+    assert nearly_flagged(model, tokenizer, given, share=0.1) == given  # there are no more than the fewest
+
+
+def test_what_is_nearly_flagged_needs_a_trigger_and_a_share():
+    model, tokenizer, prompts = attached(), tiny_tokenizer(), prompt_set()
+    with pytest.raises(ValueError, match="got adapter 'default' without a trigger; expected one"):
+        nearly_flagged(model, tokenizer, prompts)
+    with pytest.raises(ValueError, match=r"got share=0; expected a share above 0 and at most 1"):
+        nearly_flagged(model, tokenizer, prompts, share=0)
+
+
+def test_training_sets_the_trigger_aside_and_puts_it_back():
+    model = attached()
+    weights = {site: torch.randn(index.numel(), 2) for site, index in model.get_neurons().indices["safety"].items()}
+    model.set_trigger(weights, bias=0.5, threshold=1e9, suffix=[4], opening=[3])
+    before = model.get_trigger()
+    prompts = tiny_prompt_set()
+    log = meta_train(model, tiny_tokenizer(), prompts, SMALL)
+    assert len(log.steps) == SMALL.steps
+    config = model.peft_config["default"]
+    assert (config.modulation, config.trigger_bias, config.trigger_threshold) == ("dynamic", 0.5, 1e9)
+    assert (config.trigger_suffix, config.trigger_opening) == ([4], [3])
+    assert all(torch.equal(before[site], weight) for site, weight in model.get_trigger().items())
+    twin = attached()
+    meta_train(twin, tiny_tokenizer(), prompts, SMALL)
+    moved_deltas = [p for n, p in model.named_parameters() if "neurontune_delta" in n]
+    assert any(bool(delta.any()) for delta in moved_deltas)
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(
+            moved_deltas, [p for n, p in twin.named_parameters() if "neurontune_delta" in n], strict=True
+        )
+    )

@@ -10,17 +10,19 @@ from transformers import PreTrainedModel
 from neurontune_peft import NeuronTuneConfig
 from neurontune_peft.tuner.layer import NeuronTuneLayer
 
-SUFFIX = [60, 61]  # never among the tokens of `requests`
+OPENING, SUFFIX = [59], [60, 61]  # never among the other tokens of `requests`
 
 
 def requests(rows: int = 6, length: int = 6, *, seed: int = 0) -> torch.Tensor:
-    """Random requests that end in the generation prompt, shape `(rows, length + 2)`."""
-    ids = tokens(rows, length, seed=seed) % 57 + 3
+    """Random requests between opening and generation prompt, shape `(rows, length + 2)`."""
+    ids = tokens(rows, length, seed=seed) % 56 + 3
+    ids[:, 0] = OPENING[0]
     return torch.cat([ids, torch.tensor(SUFFIX).expand(rows, -1)], dim=1)
 
 
 def dynamic_config(base: PreTrainedModel, **options: object) -> NeuronTuneConfig:
-    settings = {"task_type": "CAUSAL_LM", "modulation": "dynamic", "trigger_suffix": SUFFIX} | options
+    template = {"trigger_suffix": SUFFIX, "trigger_opening": OPENING}
+    settings = {"task_type": "CAUSAL_LM", "modulation": "dynamic"} | template | options
     if "neurons" not in options:
         settings["neurons"] = some_neurons(base)
     return NeuronTuneConfig(**settings)

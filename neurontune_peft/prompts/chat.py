@@ -91,15 +91,54 @@ def generation_suffix(
         return None
     fill = prompt_formatter(tokenizer, chat_template=chat_template)
     rows = [tokenizer(fill(text), add_special_tokens=False)["input_ids"] for text in PROBES]
-    shared = 0
-    while shared < min(map(len, rows)) and len({row[-1 - shared] for row in rows}) == 1:
-        shared += 1
-    suffix: list[int] = rows[0][len(rows[0]) - shared :]
+    suffix = _shared_start([row[::-1] for row in rows])[::-1]
     prompt = _generation_prompt(tokenizer, template)
     # The end of the user's turn is no part of it: in other turns of a conversation it stands elsewhere.
     while prompt and len(suffix) > 1 and len(tokenizer.decode(suffix[1:])) >= len(prompt):
         suffix = suffix[1:]
     return suffix or None
+
+
+def turn_opening(
+    tokenizer: PreTrainedTokenizerBase, *, chat_template: str | os.PathLike[str] | None = None
+) -> list[int] | None:
+    """
+    Token ids with which the chat template opens every user's turn, the first and later ones alike.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
+        chat_template (`str` or `os.PathLike`, *optional*): As in `format_prompt`.
+
+    Returns:
+        `list[int]` or `None`: The ids; `None` without a template, or for one that puts nothing before a request.
+
+    Raises:
+        ValueError: `chat_template` is neither a template nor a file.
+    """
+    template = _read_template(chat_template)
+    if template is None and tokenizer.chat_template is None:
+        return None
+    earlier = [{"role": "user", "content": "Good morning."}, {"role": "assistant", "content": "Good morning!"}]
+    openings = []
+    for before in ([], earlier):
+        rows = []
+        for text in PROBES:
+            chat = [*before, {"role": "user", "content": text}]
+            prompt = tokenizer.apply_chat_template(
+                chat, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+            rows.append(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        openings.append(_shared_start(rows))
+    reversed_openings = [opening[::-1] for opening in openings]
+    return _shared_start(reversed_openings)[::-1] or None
+
+
+def _shared_start(rows: list[list[int]]) -> list[int]:
+    """The tokens with which all rows begin."""
+    shared = 0
+    while shared < min(map(len, rows)) and len({row[shared] for row in rows}) == 1:
+        shared += 1
+    return rows[0][:shared]
 
 
 def _generation_prompt(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str:

@@ -1,6 +1,7 @@
 """How large are the scales? Learning them over attack families, with or without meta-learning."""
 
 from neurontune_peft.training.config import MetaConfig, for_flagged_requests
+from neurontune_peft.training.flagged import nearly_flagged
 from neurontune_peft.training.log import Log, StepLog
 from neurontune_peft.training.meta import meta_train
 from neurontune_peft.training.resistance import NothingToLearnError, check_learnable
@@ -20,6 +21,7 @@ __all__ = [
     "fit_trigger",
     "for_flagged_requests",
     "meta_train",
+    "nearly_flagged",
     "with_neurons",
     "without",
     "without_zeros",

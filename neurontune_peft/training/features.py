@@ -14,7 +14,7 @@ from neurontune_peft.objectives import call_options
 from neurontune_peft.prompts import encode
 from neurontune_peft.prompts.answers import context_length, evaluating
 from neurontune_peft.tuner.rows import RowPlan, row_plan
-from neurontune_peft.tuner.trigger import Reading, prompt_ends
+from neurontune_peft.tuner.trigger import Reading, prompt_ends, turns
 
 
 def trigger_features(
@@ -24,12 +24,13 @@ def trigger_features(
     *,
     adapter_name: str,
     suffix: Sequence[int] | None,
+    opening: Sequence[int] | None,
     batch_size: int = 16,
     max_length: int | None = None,
     chat_template: str | None = None,
 ) -> dict[str, Tensor]:
     """
-    Unscaled activations of an adapter's neurons where prompts end.
+    Unscaled activations of an adapter's neurons where prompts end, and their means over the user's turn.
 
     Args:
         model (`PeftModel`): The model.
@@ -37,12 +38,13 @@ def trigger_features(
         texts (`Sequence[str]`): Requests, put into the chat template.
         adapter_name (`str`): The adapter.
         suffix (`Sequence[int]`, *optional*): Token ids of the generation prompt.
+        opening (`Sequence[int]`, *optional*): Token ids that open a user's turn.
         batch_size (`int`, *optional*, defaults to `16`): Requests per forward pass.
         max_length (`int`, *optional*): Most tokens of a request; the model's context when left out.
         chat_template (`str`, *optional*): Replaces the tokenizer's own.
 
     Returns:
-        `dict[str, torch.Tensor]`: Site to activations of shape `(n, k)`, float32, on the CPU.
+        `dict[str, torch.Tensor]`: Site to activations and means of shape `(n, k, 2)`, float32, on the CPU.
     """
     tuner: Any = model.base_model
     layers = tuner.neuron_layers(adapter_name)
@@ -56,7 +58,8 @@ def trigger_features(
             # Logits are not looked at; those of whole prompts are large.
             batch = encode(tokenizer, rows, chat_template=chat_template, max_length=max_length).to(base.device)
             ends = prompt_ends(batch.input_ids, batch.attention_mask, suffix)
-            reading = Reading(adapter_name, ends.unsqueeze(1), batch.input_ids.shape[1], keep_features=True)
+            turn = turns(batch.input_ids, batch.attention_mask, opening, ends)
+            reading = Reading(adapter_name, ends.unsqueeze(1), batch.input_ids.shape[1], turn, keep_features=True)
             plan = RowPlan(rows=len(rows), resting=frozenset([adapter_name]), readings=(reading,))
             with row_plan(plan):
                 options = call_options(base, batch, logits_to_keep=1)

@@ -27,7 +27,7 @@ class Linear:
         return features.double() @ self.weights + self.bias
 
 
-def fit_logistic(features: Tensor, labels: Tensor, *, l2: float) -> Linear:
+def fit_logistic(features: Tensor, labels: Tensor, *, l2: float, precision: torch.dtype = torch.float64) -> Linear:
     """
     L2-regularised logistic regression on standardised features, both classes of equal weight; by L-BFGS.
 
@@ -37,6 +37,8 @@ def fit_logistic(features: Tensor, labels: Tensor, *, l2: float) -> Linear:
         features (`torch.Tensor`): Shape `(n, k)`.
         labels (`torch.Tensor`): True for the positive class, bool, shape `(n,)`.
         l2 (`float`): Factor of half the squared norm of the standardised weights.
+        precision (`torch.dtype`, *optional*, defaults to `torch.float64`):
+            To what weights are rounded; the bias is worked out with rounded ones.
     """
     data = features.double()
     mean, std = data.mean(dim=0), data.std(dim=0)
@@ -57,7 +59,7 @@ def fit_logistic(features: Tensor, labels: Tensor, *, l2: float) -> Linear:
 
     with torch.enable_grad():
         optimizer.step(loss)
-    folded = weights.detach() / std
+    folded = (weights.detach() / std).to(precision).double()
     return Linear(weights=folded, bias=float(bias.detach() - folded @ mean))
 
 

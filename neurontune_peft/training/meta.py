@@ -17,6 +17,7 @@ from neurontune_peft.training.budgets import budgets_met
 from neurontune_peft.training.checkpoint import checkpoint_of
 from neurontune_peft.training.config import MetaConfig
 from neurontune_peft.training.deltas import find_deltas
+from neurontune_peft.training.flagged import trigger_aside
 from neurontune_peft.training.log import Log
 from neurontune_peft.training.loop import learn
 from neurontune_peft.training.make import make_families
@@ -44,7 +45,8 @@ def meta_train(
     Each step takes one attack family of the train split. Its *support set* moves the deltas `inner_steps` times; the
     gradient of refusing its *query set* there, and of refusing plain harmful prompts and answering benign, borderline
     and wrapped benign prompts as before at the deltas themselves, moves the deltas for good (Adam, then projection
-    into the bounds). Only the deltas change; the model computes in evaluation mode and is put back afterwards.
+    into the bounds). Only the deltas change; the model computes in evaluation mode and is put back afterwards. A
+    trigger is set aside meanwhile: scales are learnt on all requests that they meet here.
 
     Ctrl-C ends the training, not the program: the best deltas so far stay, and `Log.stopped` says so. The same holds
     for a run that diverges.
@@ -84,7 +86,7 @@ def meta_train(
     found = file.load() if file else None
     state = LoopState(deltas, torch.optim.Adam(deltas.parameters, lr=config.lr))
     options = {"chat_template": chat_template}
-    with evaluating(model), recomputing(model):  # dropout would drown the small effect of scales
+    with trigger_aside(model), evaluating(model), recomputing(model):  # dropout would drown the small effect of scales
         refusals = (
             found.refusals
             if found

@@ -37,6 +37,10 @@ FRAMES = {
 }
 
 
+# Of the requests that may be drawn, one in so many stands in each template whose text was moved.
+MOVED_PART = 5
+
+
 @dataclass(frozen=True)
 class Example:
     """
@@ -57,7 +61,9 @@ class Example:
     held: bool
 
 
-def examples_of(prompts: PromptSet, *, validation_share: float, seed: int, most: int) -> list[Example]:
+def examples_of(
+    prompts: PromptSet, *, validation_share: float, seed: int, most: int, move: bool = True
+) -> list[Example]:
     """
     Examples from the train split.
 
@@ -66,10 +72,11 @@ def examples_of(prompts: PromptSet, *, validation_share: float, seed: int, most:
         validation_share (`float`): Share of the requests that is kept back, in all wrappings.
         seed (`int`): Decides which.
         most (`int`): Most requests per kind.
+        move (`bool`, *optional*, defaults to `True`): Add templates with their text moved.
 
     Returns:
         `list[Example]`: Harmful requests plain, attacked by each family and framed; benign and borderline ones plain,
-        wrapped in each family's templates and framed.
+        wrapped in each family's templates and framed; and some of both in these templates with their text moved.
     """
     kinds = {
         kind: _drawn(prompts.select(kind=kind, split="train"), seed=seed, most=most)
@@ -88,6 +95,12 @@ def examples_of(prompts: PromptSet, *, validation_share: float, seed: int, most:
             if prompts.templates(split="train", families=[family]):
                 wrapped = prompts.wrapped(harmless, split="train", families=[family])
                 found += [Example(text, False, "wrapped", family, held) for text in wrapped]
+            templates = [a.template for a in prompts.templates(split="train", families=[family]) if a.template]
+            for template in dict.fromkeys(other for each in templates if move for other in moved(each)):
+                for harmful, group, pool in ((True, "attacked", attackable), (False, "wrapped", harmless)):
+                    some = _drawn(pool, seed=f"{seed}-{template}", most=max(1, most // MOVED_PART))
+                    texts = [template.replace(PLACEHOLDER, p.prompt) for p in some]
+                    found += [Example(text, harmful, group, family, held) for text in texts]
         for name, frame in FRAMES.items():
             for harmful, members in ((True, parts["harmful"]), (False, harmless)):
                 framed = [frame.replace(PLACEHOLDER, p.prompt) for p in members]
@@ -95,7 +108,23 @@ def examples_of(prompts: PromptSet, *, validation_share: float, seed: int, most:
     return found
 
 
-def _drawn(prompts: Sequence[Prompt], *, seed: int, most: int) -> list[Prompt]:
+def moved(template: str) -> list[str]:
+    """
+    A template with its text on the other side of the request (`ours`): what surrounds requests varies more than where.
+
+    Args:
+        template (`str`): With the placeholder of a request.
+
+    Returns:
+        `list[str]`: Everything behind the request, where some of it stood before; everything before it, likewise.
+    """
+    before, _, behind = template.partition(PLACEHOLDER)
+    before, behind = before.strip(), behind.strip()
+    found = [f"{PLACEHOLDER}\n{f'{behind} {before}'.strip()}"] if before else []
+    return found + ([f"{f'{before} {behind}'.strip()} {PLACEHOLDER}"] if behind else [])
+
+
+def _drawn(prompts: Sequence[Prompt], *, seed: int | str, most: int) -> list[Prompt]:
     return random.Random(f"{seed}-trigger").sample(list(prompts), min(len(prompts), most))
 
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from transformers.utils import logging
 
 from neurontune_peft.prompts import PromptSet
-from neurontune_peft.prompts.chat import generation_suffix
+from neurontune_peft.prompts.chat import generation_suffix, turn_opening
 from neurontune_peft.training.features import trigger_features
 from neurontune_peft.training.logistic import Linear, area_under_curve, fit_logistic
 from neurontune_peft.training.requests import Example, examples_of
 from neurontune_peft.tuner.layer import NeuronTuneLayer
+from neurontune_peft.tuner.trigger import TRIGGER_DTYPE
 
 L2 = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 FEWEST = 10  # requests of either kind on which a rate can be stated at all
@@ -82,9 +83,10 @@ def fit_trigger(
     """
     Give the active adapter a trigger that fires on harmful requests, in place.
 
-    A logistic regression on the unscaled activations of the adapter's neurons where the prompt ends (`ours`). It is
-    fitted on requests of the train split: harmful ones plain, attacked and in harmless frames, against benign and
-    borderline ones plain, in the same templates and in the same frames. Each family and frame is left out once; how
+    A logistic regression on the unscaled activations of the adapter's neurons where the prompt ends, and on their
+    means over the user's turn (`ours`). It is fitted on requests of the train split: harmful ones plain, attacked and
+    in harmless frames, against benign and borderline ones plain, in the same templates and in the same frames;
+    templates also with their text on the other side of the request. Each family and frame is left out once; how
     well the trigger reads what it was not fitted on chooses the regularisation, and the scores of harmless requests
     there set the threshold, together with those of plain requests that were kept back.
 
@@ -124,18 +126,21 @@ def fit_trigger(
         examples_per_kind=examples_per_kind,
         seed=seed,
     )
-    suffix = generation_suffix(tokenizer, chat_template=chat_template)
+    template = {
+        "suffix": generation_suffix(tokenizer, chat_template=chat_template),
+        "opening": turn_opening(tokenizer, chat_template=chat_template),
+    }
     parts = trigger_features(
         model,
         tokenizer,
         [example.text for example in examples],
         adapter_name=adapter_name,
-        suffix=suffix,
+        **template,
         batch_size=batch_size,
         max_length=max_length,
         chat_template=chat_template,
     )
-    features = torch.cat(list(parts.values()), dim=1)  # (n, k)
+    features = torch.cat([part.flatten(1) for part in parts.values()], dim=1)  # (n, 2 k)
     l2, family_auc, scores, trigger = cross_fitted(examples, features)
     threshold = calibrated(examples, scores, false_positive_budget)
     attacks = [family_auc[family] for family in prompts.train_families if family in family_auc]
@@ -153,7 +158,8 @@ def fit_trigger(
         missed=tuple(e.text for e, fired in zip(examples, fires, strict=True) if e.held and e.harmful and not fired),
         flagged=tuple(e.text for e, fired in zip(examples, fires, strict=True) if e.held and not e.harmful and fired),
     )
-    write_trigger(model, adapter_name, fit, trigger, {site: part.shape[1] for site, part in parts.items()}, suffix)
+    counts = {site: part.shape[1] for site, part in parts.items()}
+    write_trigger(model, adapter_name, fit, trigger, counts, template)
     return fit
 
 
@@ -246,7 +252,7 @@ def cross_scored(examples: Sequence[Example], features: Tensor, l2: float) -> tu
     held = torch.tensor([example.held for example in examples])
     sources = [example.source for example in examples]
     plain = torch.tensor([source is None for source in sources])
-    trigger = fit_logistic(features[~held], labels[~held], l2=l2)
+    trigger = fit_logistic(features[~held], labels[~held], l2=l2, precision=TRIGGER_DTYPE)
     scores = trigger.score(features)
     aucs: dict[str, float] = {}
     for source in dict.fromkeys(s for s in sources if s is not None):
@@ -285,14 +291,14 @@ def write_trigger(
     fit: TriggerFit,
     trigger: Linear,
     counts: Mapping[str, int],
-    suffix: Sequence[int] | None,
+    template: Mapping[str, Sequence[int] | None],
 ) -> None:
     """Put a trigger into the adapter, or, where it separates too little, leave the adapter static and say so."""
     tuner: Any = model.base_model
     if fit.dynamic:
-        weights = dict(zip(counts, trigger.weights.float().split(list(counts.values())), strict=True))
-        options = {"bias": trigger.bias, "threshold": fit.threshold, "suffix": suffix}
-        tuner.set_trigger(weights, adapter_name=adapter_name, **options)
+        parts = trigger.weights.view(-1, 2).split(list(counts.values()))
+        options = {"bias": trigger.bias, "threshold": fit.threshold, **template}
+        tuner.set_trigger(dict(zip(counts, parts, strict=True)), adapter_name=adapter_name, **options)
     else:
         warnings.warn(
             f"got a trigger that does not separate harmful from harmless requests (AUC {fit.auc:.2f} on attack "

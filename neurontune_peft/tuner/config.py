@@ -60,6 +60,9 @@ class NeuronTuneConfig(PeftConfig):
         trigger_suffix (`list[int]`, *optional*):
             Token ids with which the chat template ends a prompt ([`generation_suffix`]); the score is read where the
             last of them ends in a row. Without it, at the row's last token.
+        trigger_opening (`list[int]`, *optional*):
+            Token ids with which the chat template opens a user's turn ([`turn_opening`]); the trigger's mean is over
+            the tokens after the last of them. Without it, over all but the row's first.
         recheck_every (`int`, *optional*): Decide again after every so many tokens of the answer.
         format_version (`int`, *optional*, defaults to `1`):
             Version of the adapter's file format; 2 with dynamic modulation.
@@ -113,6 +116,9 @@ class NeuronTuneConfig(PeftConfig):
     trigger_gate: str = field(default="step", metadata={"help": "'step' or 'sigmoid'."})
     trigger_suffix: list[int] | None = field(
         default=None, metadata={"help": "Token ids with which the chat template ends a prompt."}
+    )
+    trigger_opening: list[int] | None = field(
+        default=None, metadata={"help": "Token ids with which the chat template opens a user's turn."}
     )
     recheck_every: int | None = field(default=None, metadata={"help": "Decide again after so many answer tokens."})
     format_version: int = field(default=STATIC_FORMAT, metadata={"help": "Version of the file format."})

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from neurontune_peft.tuner.kept import NEVER, Record, Verdict, flat_mask
 from neurontune_peft.tuner.rows import RowPlan
-from neurontune_peft.tuner.trigger import NOWHERE, Reading, gated, prompt_ends
+from neurontune_peft.tuner.trigger import NOWHERE, Reading, gated, prompt_ends, turns
 
 logger = logging.get_logger(__name__)
 
@@ -93,29 +93,59 @@ def reading_at(call: Call, name: str) -> Reading:
     if every is not None:
         later = positions + torch.arange(0, length, every, device=positions.device)  # (B, P)
         positions = torch.where((positions == NOWHERE) | (later >= length), NOWHERE, later)
-    return Reading(name=name, positions=positions, length=length)
+    return Reading(name=name, positions=positions, length=length, turn=turn_in(call, name))
+
+
+def turn_in(call: Call, name: str) -> Tensor:
+    """The tokens of this call that belong to the turn about which a trigger decides, bool, shape `(B, T)`."""
+    assert call.inputs is not None
+    assert call.ends is not None
+    ends, opening = call.ends[name], call.config(name).trigger_opening
+    mask = flat_mask(call.inputs.get("attention_mask"), call.past + call.tokens.shape[1])
+    if call.inputs.get("input_ids") is None:
+        ids, opening = torch.zeros(call.tokens.shape[:2], dtype=torch.long, device=ends.device), None
+    else:
+        ids = call.tokens
+    before = None if call.record is None else call.record.ids(call.past)
+    if before is None:
+        shown = None if mask is None else mask[:, call.past :]
+        return turns(ids, shown, opening, torch.where(ends == NOWHERE, NOWHERE, ends - call.past))
+    found = turns(torch.cat([before, ids], dim=1), mask, opening, ends)[:, call.past :]
+    old = None if call.record is None else call.record.verdicts.get(name)
+    places = torch.arange(call.past, call.past + ids.shape[1], device=ends.device)
+    return found if old is None else found & (places > old.ends.unsqueeze(1))
 
 
 def rechecks(call: Call) -> tuple[Reading, ...]:
-    """Readings of triggers whose time has come again, in rows that have not triggered yet."""
+    """Readings of triggers whose time has come again in rows that have not triggered yet, or whose turn goes on."""
     assert call.record is not None
     assert call.ends is not None
     length = call.tokens.shape[1]
     readings = []
     for name in call.ends:
-        every, verdict = call.config(name).recheck_every, call.record.verdicts.get(name)
-        if every is None or verdict is None:
+        verdict = call.record.verdicts.get(name)
+        if verdict is None:
             continue
-        revoked = verdict.starts > call.past  # the token that triggered was taken back
-        verdict.starts = torch.where(revoked, NEVER, verdict.starts)
-        verdict.strengths = torch.where(revoked, 0.0, verdict.strengths)
-        places = torch.arange(length, device=verdict.ends.device)
-        since = places + call.past - verdict.ends.unsqueeze(1)  # (B, T)
-        due = (since > 0) & (since % every == 0) & (verdict.ends != NOWHERE).unsqueeze(1)
-        due &= (verdict.starts == NEVER).unsqueeze(1)
-        if bool(due.any()):
-            readings.append(Reading(name=name, positions=torch.where(due, places, NOWHERE), length=length))
+        waits = (verdict.ends == NOWHERE).unsqueeze(1)  # (B, 1)
+        positions = due_again(call, name, verdict) if call.config(name).recheck_every is not None else None
+        if positions is not None or bool(waits.any()):
+            nowhere = torch.full((len(waits), 1), NOWHERE, device=waits.device)
+            positions = nowhere if positions is None else positions
+            turn = turn_in(call, name) & waits
+            readings.append(Reading(name=name, positions=positions, length=length, turn=turn))
     return tuple(readings)
+
+
+def due_again(call: Call, name: str, verdict: Verdict) -> Tensor | None:
+    """Where a trigger is to be read again in this call, shape `(B, T)`; `None`: in no row."""
+    revoked = verdict.starts > call.past  # the token that triggered was taken back
+    verdict.starts = torch.where(revoked, NEVER, verdict.starts)
+    verdict.strengths = torch.where(revoked, 0.0, verdict.strengths)
+    places = torch.arange(call.tokens.shape[1], device=verdict.ends.device)
+    since = places + call.past - verdict.ends.unsqueeze(1)  # (B, T)
+    due = (since > 0) & (since % call.config(name).recheck_every == 0) & (verdict.ends != NOWHERE).unsqueeze(1)
+    due &= (verdict.starts == NEVER).unsqueeze(1)
+    return torch.where(due, places, NOWHERE) if bool(due.any()) else None
 
 
 def judged(plan: RowPlan, call: Call) -> Record:
@@ -144,8 +174,10 @@ def verdict_on(config: Any, reading: Reading, call: Call, old: Verdict | None) -
     assert call.ends is not None
     device = call.tokens.device
     ends = call.ends[reading.name]
+    turn_sum, turn_count = turn_of(reading, ends, old)
     score = torch.zeros(reading.positions.shape) if reading.score is None else reading.score
-    score = (score.detach().to(device) + config.trigger_bias).masked_fill(reading.positions == NOWHERE, torch.nan)
+    score = score.detach().to(device) + (turn_sum / turn_count.clamp(min=1)).unsqueeze(1) + config.trigger_bias
+    score = score.masked_fill(reading.positions == NOWHERE, torch.nan)
     reading.score = score  # (B, P)
     strengths = gated(config, score[:, 0])
     starts = torch.zeros_like(ends)
@@ -156,13 +188,26 @@ def verdict_on(config: Any, reading: Reading, call: Call, old: Verdict | None) -
         starts = torch.where(fires.any(dim=1), torch.where(place == ends, 0, place + 1), NEVER)
         strengths = torch.where(starts == NEVER, 0.0, torch.full_like(strengths, config.strength_on))
     if old is None:
-        return Verdict(strengths=strengths, starts=starts, ends=ends)
+        return Verdict(strengths=strengths, starts=starts, ends=ends, turn_sum=turn_sum, turn_count=turn_count)
     read = (ends != NOWHERE) if config.recheck_every is None else (reading.positions != NOWHERE).any(dim=1)
     return Verdict(
         strengths=torch.where(read, strengths, old.strengths),
         starts=torch.where(read, starts, old.starts),
         ends=torch.where(ends == NOWHERE, old.ends, ends),
+        turn_sum=turn_sum,
+        turn_count=turn_count,
     )
+
+
+def turn_of(reading: Reading, ends: Tensor, old: Verdict | None) -> tuple[Tensor, Tensor]:
+    """Weighted sum over the tokens of each row's turn and their number, with what earlier calls saw of the turn."""
+    count = torch.zeros_like(ends) if reading.turn is None else reading.turn.sum(dim=1).to(ends.device)
+    found = torch.zeros(len(ends)) if reading.turn_sum is None else reading.turn_sum.detach()
+    total = found.to(ends.device)
+    if old is None:
+        return total, count
+    goes_on = (old.ends == NOWHERE) | (ends == NOWHERE)
+    return total + torch.where(goes_on, old.turn_sum, 0.0), count + torch.where(goes_on, old.turn_count, 0)
 
 
 def plan_of(record: Record, call: Call, *, readings: tuple[Reading, ...] = ()) -> RowPlan:

@@ -2,8 +2,8 @@
 Dynamic modulation: a call of the base model decides the strength of each of its rows.
 
 The base model computes with resting scales while triggers are read. When nothing triggers, that was the call.
-Otherwise the cache is emptied and the call is made again with the strengths that were decided on. A cache remembers
-the decision for the tokens to come. All of this hangs on two hooks of the base model, whoever calls it.
+Otherwise the call is made again with the strengths that were decided on, for the rows that trigger where they can be
+taken apart. A cache remembers the decision for the tokens to come. Two hooks of the base model do all of this.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.utils import logging
 
+from neurontune_peft.tuner.again import rows_again
 from neurontune_peft.tuner.deciding import Call, acts_at, decides_anew, ends_in, judged, plan_of, reading_at, rechecks
 from neurontune_peft.tuner.kept import (
     RECORD,
@@ -240,6 +241,10 @@ def made_again(call: Call, record: Record, args: tuple[Any, ...], kwargs: Mappin
     earlier = call.refilled and bool(changed)
     if not (whole or inside or earlier):
         return output
+    plan = replace_acts(plan_of(record, call), acts_at(record, call.past, length))
+    joined = rows_again(call, record, plan, output) if call.past == 0 else None
+    if joined is not None:
+        return joined
     cache = call.inputs.get("past_key_values")
     again = replace(call, inputs=None)
     if isinstance(cache, Cache):
@@ -249,7 +254,6 @@ def made_again(call: Call, record: Record, args: tuple[Any, ...], kwargs: Mappin
             refill(call, replace_acts(plan_of(record, call), acts_at(record, 0, call.past)))
         else:
             forget_last(cache, length)
-    plan = replace_acts(plan_of(record, call), acts_at(record, call.past, length))
     with row_plan(replace(plan, call=again)):
         return call.model.forward(*args, **kwargs)
 

@@ -170,19 +170,40 @@ class Experts(MergeableLayer):
             routing (`tuple`): As in [`Experts.correction`].
             reading ([`Reading`]): What is to be read, at Q positions.
         """
-        places = reading.flat_positions.to(hidden.device)  # (Q,)
         if not self.acting((reading.name,)):
             return
         index = self.neurontune_index[reading.name].long()
+        places = reading.flat_positions.to(hidden.device)  # (Q,)
+        if reading.turn is None:
+            reading.add(self, self.routed_activation(hidden, routing, index, places), None)
+        else:
+            over = self.routed_activation(hidden, routing, index, slice(None))  # (N, k)
+            reading.add(self, over[places], over)
+
+    def routed_activation(
+        self, hidden: Tensor, routing: tuple[Any, ...], index: Tensor, places: Tensor | slice
+    ) -> Tensor:
+        """
+        Activations of selected neurons at some tokens, times the routing weights of their experts.
+
+        Args:
+            hidden (`torch.Tensor`): As in [`Experts.correction`].
+            routing (`tuple`): As in [`Experts.correction`].
+            index (`torch.Tensor`): Neurons, `(k,)`, int64.
+            places (`torch.Tensor` or `slice`): Tokens.
+
+        Returns:
+            `torch.Tensor`: Shape `(Q, k)`, float32.
+        """
         expert, neuron = index // self.expert_size, index % self.expert_size  # (k,)
         if self.layout.routed:
             experts_of_token, weights = (part[places] for part in routing)  # (Q, K)
             chosen = experts_of_token.unsqueeze(-1) == expert  # (Q, K, k)
             share = (weights.unsqueeze(-1) * chosen).sum(dim=1).float()  # (Q, k)
-            reading.add(self, self.activation(hidden[places], expert, neuron).float() * share)
-        else:  # the input holds the routing weights already
-            rows = hidden.view(self.width // self.expert_size, -1, hidden.shape[-1])
-            reading.add(self, self.activation(rows[:, places][expert], expert, neuron).float().T)
+            return self.activation(hidden[places], expert, neuron).float() * share
+        # The input holds the routing weights already.
+        rows = hidden.view(self.width // self.expert_size, -1, hidden.shape[-1])
+        return self.activation(rows[:, places][expert], expert, neuron).float().T
 
     def few_experts_act(self, experts_of_token: Tensor) -> bool:
         """

@@ -30,7 +30,7 @@ class AdapterFile:
         deltas (`Mapping[str, Mapping[str, torch.Tensor]]`): Role to site to float tensors of shape `(k,)`.
         size (`int`): Bytes of `adapter_model.safetensors`.
         triggers (`Mapping[str, Mapping[str, torch.Tensor]]`, *optional*):
-            As `deltas`, the weights of the trigger; empty for static modulation.
+            As `deltas`, the weights of the trigger, of shape `(k, 2)`; empty for static modulation.
     """
 
     config: NeuronTuneConfig

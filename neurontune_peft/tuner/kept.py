@@ -26,11 +26,15 @@ class Verdict:
         strengths (`torch.Tensor`): Shape `(B,)`.
         starts (`torch.Tensor`): First position at which the strength acts, shape `(B,)`; 0 for the whole row.
         ends (`torch.Tensor`): Where the prompt ends, shape `(B,)`.
+        turn_sum (`torch.Tensor`): The trigger's weighted sum over the tokens of the turn so far, shape `(B,)`.
+        turn_count (`torch.Tensor`): Number of these tokens, shape `(B,)`.
     """
 
     strengths: Tensor
     starts: Tensor
     ends: Tensor
+    turn_sum: Tensor
+    turn_count: Tensor
 
 
 @dataclass

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from neurontune_peft.checks import check_indices
 from neurontune_peft.tuner.names import NOT_LOADED, SAVED, TRIGGER
 from neurontune_peft.tuner.scaling import Scaling
+from neurontune_peft.tuner.trigger import TRIGGER_DTYPE
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class NeuronTuneLayer(Scaling, BaseTunerLayer):
     - `neurontune_delta`: scale - 1, float32, shape `(k,)`, trainable, 0 at the start;
     - `neurontune_index`: which neurons, int32, shape `(k,)`;
     - `neurontune_rank`: their ranks within their roles, int32, shape `(k,)`;
-    - `neurontune_trigger`: weights of the trigger, float32, shape `(k,)`, for adapters with dynamic modulation only;
+    - `neurontune_trigger`: weights of the trigger, bfloat16, shape `(k, 2)`, with dynamic modulation only;
     - `neurontune_strength`: strength per neuron, float32, shape `(k,)`, 1 unless a dial is turned; not saved;
     - `roles`: role to the slice of the `k` neurons that have it;
     - `dials`: role to its [`Dial`], from which `neurontune_strength` follows.
@@ -123,7 +124,8 @@ class NeuronTuneLayer(Scaling, BaseTunerLayer):
         self.neurontune_rank[adapter_name] = torch.cat([selected[role][1] for role in roles]).to(torch.int32)
         self.neurontune_strength[adapter_name] = torch.ones(start)
         if dynamic:
-            self.neurontune_trigger[adapter_name] = torch.zeros(start) if init_weights else torch.randn(start)
+            weights = torch.zeros(start, 2) if init_weights else torch.randn(start, 2)
+            self.neurontune_trigger[adapter_name] = weights.to(TRIGGER_DTYPE)
         if to_be_loaded:
             self._unchecked.add(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -209,6 +211,6 @@ def check_finite(site: str, delta: Tensor, *, what: str = "delta") -> None:
     bad = (~torch.isfinite(delta)).nonzero()
     if bad.numel():
         raise ValueError(
-            f"got {what} {float(delta[bad[0, 0]])} at '{site}', position {int(bad[0, 0])}; expected finite numbers; "
-            "train or download the adapter again"
+            f"got {what} {float(delta[tuple(bad[0])])} at '{site}', position {int(bad[0, 0])}; expected finite "
+            "numbers; train or download the adapter again"
         )

@@ -144,9 +144,10 @@ def check_site_tensors(site: str, tensors: Mapping[str, Tensor], layout: SiteLay
                 f"got no {name} at '{site}'; expected {', '.join(layout.saved)}; download or save the adapter again"
             )
         shape, dtype = tuple(tensors[name].shape), tensors[name].dtype
-        if shape != (layout.count,):
+        wanted_shape = (layout.count, 2) if name == TRIGGER else (layout.count,)
+        if shape != wanted_shape:
             raise ValueError(
-                f"got {name} of shape {shape} at '{site}'; expected ({layout.count},); load the adapter_config.json "
+                f"got {name} of shape {shape} at '{site}'; expected {wanted_shape}; load the adapter_config.json "
                 "that was saved with these tensors"
             )
         if dtype.is_floating_point != (name in (DELTA, TRIGGER)) or dtype.is_complex or dtype is torch.bool:

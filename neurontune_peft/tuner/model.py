@@ -44,6 +44,7 @@ from neurontune_peft.tuner.targets import (
     selection_at,
     wrap,
 )
+from neurontune_peft.tuner.trigger import TRIGGER_DTYPE
 
 
 class NeuronTuneModel(Combining, Dials, Requests, Merging):
@@ -127,6 +128,9 @@ class NeuronTuneModel(Combining, Dials, Requests, Merging):
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """PEFT's option: deltas in float32 as they are made, or in the dtype of the weights that they scale."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for layer in self.neuron_layers(adapter_name).values():
+            if adapter_name in layer.neurontune_trigger:  # a trigger has one dtype, in files and in memory
+                layer.neurontune_trigger[adapter_name] = layer.neurontune_trigger[adapter_name].to(TRIGGER_DTYPE)
         for layer in () if autocast_adapter_dtype else self.neuron_layers(adapter_name).values():
             weight = scaled_weight(layer)
             if weight is not None and weight.is_floating_point():

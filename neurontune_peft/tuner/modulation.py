@@ -16,6 +16,7 @@ TRIGGER_FIELDS = (
     "trigger_threshold",
     "trigger_gate",
     "trigger_suffix",
+    "trigger_opening",
     "recheck_every",
 )
 
@@ -39,18 +40,19 @@ def check_modulation(config: Any) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"got {name}={value!r}; expected a finite number; fit the trigger again or correct it")
-    _check_suffix(config.trigger_suffix)
+    _check_tokens("trigger_suffix", config.trigger_suffix, "generation_suffix")
+    _check_tokens("trigger_opening", config.trigger_opening, "turn_opening")
     _check_recheck(config)
 
 
-def _check_suffix(suffix: object) -> None:
-    well_formed = suffix is None or (
-        isinstance(suffix, (list, tuple)) and suffix and all(type(token) is int and token >= 0 for token in suffix)
+def _check_tokens(name: str, tokens: object, source: str) -> None:
+    well_formed = tokens is None or (
+        isinstance(tokens, (list, tuple)) and tokens and all(type(token) is int and token >= 0 for token in tokens)
     )
     if not well_formed:
         raise ValueError(
-            f"got trigger_suffix={suffix!r:.200}; expected the token ids of the chat template's generation prompt, or "
-            "None; take what generation_suffix(tokenizer) returns"
+            f"got {name}={tokens!r:.200}; expected token ids of the chat template, or None; take what "
+            f"{source}(tokenizer) returns"
         )
 
 

@@ -17,7 +17,7 @@ from neurontune_peft.tuner.dynamic import install_hooks
 from neurontune_peft.tuner.layer import NeuronTuneLayer, check_finite
 from neurontune_peft.tuner.modulation import DYNAMIC_FORMAT, STATIC_FORMAT
 from neurontune_peft.tuner.rows import CURRENT
-from neurontune_peft.tuner.trigger import TriggerDecision
+from neurontune_peft.tuner.trigger import TRIGGER_DTYPE, TriggerDecision
 
 
 @contextmanager
@@ -83,7 +83,8 @@ class Requests:
             adapter_name (`str`, *optional*, defaults to `"default"`): The adapter.
 
         Returns:
-            `dict[str, torch.Tensor]`: Site to shape `(k,)`; empty for static modulation.
+            `dict[str, torch.Tensor]`: Site to shape `(k, 2)`, bfloat16: weights of the neurons' activations where the
+            prompt ends, and of their mean over the turn; empty for static modulation.
         """
         layers = self.neuron_layers(adapter_name)
         held = {site: x.neurontune_trigger for site, x in layers.items() if adapter_name in x.neurontune_trigger}
@@ -96,16 +97,20 @@ class Requests:
         bias: float,
         threshold: float,
         suffix: Sequence[int] | None,
+        opening: Sequence[int] | None = None,
         adapter_name: str = "default",
     ) -> None:
         """
         Give an attached adapter a trigger, and dynamic modulation with it.
 
         Args:
-            weights (`Mapping[str, torch.Tensor]`): Site to one weight per neuron, `(k,)`, in the adapter's order.
+            weights (`Mapping[str, torch.Tensor]`):
+                Site to the weights of its neurons in the adapter's order: `(k, 2)`, for their activations where the
+                prompt ends and for their mean over the turn, or `(k,)` for the former alone. Kept as bfloat16.
             bias (`float`): Added to the weighted sum of activations.
             threshold (`float`): Scores above it trigger.
             suffix (`Sequence[int]`, *optional*): Token ids of the chat template's generation prompt.
+            opening (`Sequence[int]`, *optional*): Token ids with which the chat template opens a user's turn.
             adapter_name (`str`, *optional*, defaults to `"default"`): The adapter.
 
         Raises:
@@ -113,25 +118,29 @@ class Requests:
         """
         layers = self.neuron_layers(adapter_name)
         self._check_unmerged(layers)
-        shapes = {site: tuple(x.neurontune_delta[adapter_name].shape) for site, x in layers.items()}
+        weights = {
+            site: torch.stack([weight, torch.zeros_like(weight)], dim=-1) if weight.ndim == 1 else weight
+            for site, weight in weights.items()
+        }
+        shapes = {site: (x.neurontune_delta[adapter_name].numel(), 2) for site, x in layers.items()}
         given = {site: tuple(weight.shape) for site, weight in weights.items()}
         if given != shapes:
             differing = sorted(site for site in {*given, *shapes} if given.get(site) != shapes.get(site))
             raise ValueError(
-                f"got trigger weights that do not fit the neurons at {differing[:3]}; expected one weight per neuron "
-                "of each site; take the order of get_neurons()"
+                f"got trigger weights that do not fit the neurons at {differing[:3]}; expected (k, 2) or (k,) for "
+                "the k neurons of each site; take the order of get_neurons()"
             )
         for site, weight in weights.items():
             check_finite(site, weight, what="trigger weight")
         config = self.peft_config[adapter_name]
         fields = {"trigger_bias": float(bias), "trigger_threshold": float(threshold)}
-        checked = replace(
-            config, modulation="dynamic", trigger_suffix=None if suffix is None else list(suffix), **fields
-        )
+        ids = {"trigger_suffix": suffix, "trigger_opening": opening}
+        lists = {name: None if tokens is None else list(tokens) for name, tokens in ids.items()}
+        checked = replace(config, modulation="dynamic", **lists, **fields)
         for site, layer in layers.items():
             delta = layer.neurontune_delta[adapter_name]
-            layer.neurontune_trigger[adapter_name] = weights[site].detach().to(delta.device, torch.float32).clone()
-        for name in ("modulation", "format_version", "trigger_suffix", *fields):
+            layer.neurontune_trigger[adapter_name] = weights[site].detach().to(delta.device, TRIGGER_DTYPE, copy=True)
+        for name in ("modulation", "format_version", *lists, *fields):
             setattr(config, name, getattr(checked, name))
         install_hooks(self.model)
 
@@ -181,17 +190,23 @@ class Requests:
             ValueError: With `strict`, when they differ.
         """
         # Attaching an adapter loads nothing of the pipeline.
-        from neurontune_peft.prompts.chat import generation_suffix
+        from neurontune_peft.prompts.chat import generation_suffix, turn_opening
 
         for name in self.active_adapters:
             config = self.peft_config[name]
+            if config.modulation == "static":
+                continue
             found = generation_suffix(tokenizer, chat_template=chat_template)
-            if config.modulation == "static" or found == config.trigger_suffix:
+            expected, what = config.trigger_suffix, "prompts end in"
+            if found == expected:
+                found = turn_opening(tokenizer, chat_template=chat_template)
+                expected, what = config.trigger_opening, "user's turns open with"
+            if found == expected:
                 continue
             message = (
-                f"got a tokenizer whose prompts end in {_shown(tokenizer, found)}; expected "
-                f"{_shown(tokenizer, config.trigger_suffix)}, for which the trigger of adapter '{name}' was fitted; "
-                "use the chat template of that model, or fit the trigger again"
+                f"got a tokenizer whose {what} {_shown(tokenizer, found)}; expected {_shown(tokenizer, expected)}, "
+                f"for which the trigger of adapter '{name}' was fitted; use the chat template of that model, or fit "
+                "the trigger again"
             )
             if strict:
                 raise ValueError(message)
@@ -203,4 +218,4 @@ class Requests:
 
 
 def _shown(tokenizer: PreTrainedTokenizerBase, suffix: Sequence[int] | None) -> str:
-    return "no generation prompt" if suffix is None else f"{tokenizer.decode(suffix)!r} ({list(suffix)})"
+    return "nothing of their own" if suffix is None else f"{tokenizer.decode(suffix)!r} ({list(suffix)})"

@@ -12,6 +12,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from neurontune_peft.tuner.scaling import Scaling
 
+# Two weights per neuron then take the room of one float; it has the range of float32, which weights that hold the
+# scale of activations need.
+TRIGGER_DTYPE = torch.bfloat16
 NOWHERE = -1  # position of a request's end in a row that holds none
 
 
@@ -44,16 +47,22 @@ class Reading:
         name (`str`): The adapter to read.
         positions (`torch.Tensor`): Where, shape `(B, P)`, int64; at `NOWHERE` what is read has no meaning.
         length (`int`): Number of tokens T per row.
+        turn (`torch.Tensor`, *optional*): True at the tokens of each row's turn, shape `(B, T)`, over which a mean is
+            read too.
         keep_features (`bool`, *optional*, defaults to `False`): Keep the activations, not only their weighted sum.
-        score (`torch.Tensor`, *optional*): Weighted sum so far, shape `(B, P)`.
-        features (`dict`, *optional*): `id` of the layer to activations of shape `(B * P, k)`.
+        score (`torch.Tensor`, *optional*): Weighted sum at the positions so far, shape `(B, P)`.
+        turn_sum (`torch.Tensor`, *optional*): Weighted sum over the tokens of the turn so far, shape `(B,)`.
+        features (`dict`, *optional*): `id` of the layer to activations of shape `(B * P, k)`, or, with a turn and one
+            position, `(B, k, 2)`: there, and their mean over the turn.
     """
 
     name: str
     positions: Tensor
     length: int
+    turn: Tensor | None = None
     keep_features: bool = False
     score: Tensor | None = None
+    turn_sum: Tensor | None = None
     features: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -81,23 +90,39 @@ class Reading:
                 f"got neurons of {len(flat)} tokens in a batch of {len(self.positions)} rows of {self.length}; "
                 "expected those of every token, to tell the rows apart; use modulation='static' for this model"
             )
+        index = layer.neurontune_index[self.name]
         chosen = flat[self.flat_positions.to(flat.device)]  # (B * P, F)
-        self.add(layer, chosen[:, layer.neurontune_index[self.name]].float())
+        over = None if self.turn is None else flat[:, index].float()
+        self.add(layer, chosen[:, index].float(), over)
 
-    def add(self, layer: Scaling, features: Tensor) -> None:
+    def add(self, layer: Scaling, features: Tensor, over: Tensor | None) -> None:
         """
         Take in the activations of one layer's neurons.
 
         Args:
             layer ([`NeuronTuneLayer`]): The layer.
-            features (`torch.Tensor`): Shape `(B * P, k)`, float32.
+            features (`torch.Tensor`): At the positions, shape `(B * P, k)`, float32.
+            over (`torch.Tensor`, *optional*): At every token, shape `(B * T, k)`, float32; where there is a turn.
         """
+        weights = layer.neurontune_trigger[self.name].float() if self.name in layer.neurontune_trigger else None
+        turn = None if self.turn is None else self.turn.to(features.device)
         if self.keep_features:
-            self.features[id(layer)] = features
-        if self.name in layer.neurontune_trigger:
-            # A sum and no matrix product, whose last bits depend on the number of rows.
-            part = (features * layer.neurontune_trigger[self.name]).sum(dim=-1).view(self.positions.shape)
-            self.score = part if self.score is None else self.score + part.to(self.score.device)
+            self.features[id(layer)] = features if over is None else torch.stack([features, _mean(over, turn)], dim=-1)
+        if weights is None:
+            return
+        # Sums and no matrix products, whose last bits depend on the number of rows.
+        part = (features * weights[:, 0]).sum(dim=-1).view(self.positions.shape)  # (B, P)
+        self.score = part if self.score is None else self.score + part.to(self.score.device)
+        if over is not None and turn is not None:
+            total = ((over * weights[:, 1]).sum(dim=-1).view(turn.shape) * turn).sum(dim=1)  # (B,)
+            self.turn_sum = total if self.turn_sum is None else self.turn_sum + total.to(self.turn_sum.device)
+
+
+def _mean(over: Tensor, turn: Tensor | None) -> Tensor:
+    """Mean over the tokens of each row's turn, shape `(B, k)`."""
+    assert turn is not None
+    rows = over.view(*turn.shape, -1) * turn.unsqueeze(-1)  # (B, T, k)
+    return rows.sum(dim=1) / turn.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def prompt_ends(input_ids: Tensor, attention_mask: Tensor | None, suffix: Sequence[int] | None) -> Tensor:
@@ -112,18 +137,58 @@ def prompt_ends(input_ids: Tensor, attention_mask: Tensor | None, suffix: Sequen
     Returns:
         `torch.Tensor`: Positions, shape `(B,)`, int64; `NOWHERE` in rows without generation prompt.
     """
-    rows, length = input_ids.shape
     real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    places = torch.arange(length, device=input_ids.device)
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
     if suffix is None:
         return torch.where(real, places, NOWHERE).amax(dim=1)
-    if len(suffix) > length:
-        return torch.full((rows,), NOWHERE, device=input_ids.device)
-    wanted = torch.tensor(list(suffix), device=input_ids.device)
-    windows = input_ids.unfold(1, len(suffix), 1) == wanted  # (B, T - L + 1, L)
-    found = windows.all(dim=-1) & real.unfold(1, len(suffix), 1).all(dim=-1)
-    ends = places[len(suffix) - 1 :]
-    return torch.where(found, ends, NOWHERE).amax(dim=1)
+    return torch.where(ends_of(input_ids, real, suffix), places, NOWHERE).amax(dim=1)
+
+
+def ends_of(input_ids: Tensor, real: Tensor, wanted: Sequence[int]) -> Tensor:
+    """
+    Whether a sequence of tokens ends at each place.
+
+    Args:
+        input_ids (`torch.Tensor`): Shape `(B, T)`.
+        real (`torch.Tensor`): False at padding, bool, shape `(B, T)`.
+        wanted (`Sequence[int]`): The sequence.
+
+    Returns:
+        `torch.Tensor`: Bool, shape `(B, T)`.
+    """
+    found = torch.zeros_like(real)
+    if len(wanted) <= input_ids.shape[1]:
+        ids = torch.tensor(list(wanted), device=input_ids.device)
+        windows = (input_ids.unfold(1, len(wanted), 1) == ids).all(dim=-1)  # (B, T - L + 1)
+        found[:, len(wanted) - 1 :] = windows & real.unfold(1, len(wanted), 1).all(dim=-1)
+    return found
+
+
+def turns(input_ids: Tensor, attention_mask: Tensor | None, opening: Sequence[int] | None, ends: Tensor) -> Tensor:
+    """
+    The tokens of each row's last turn: those after the last opening, up to where the prompt ends.
+
+    Args:
+        input_ids (`torch.Tensor`): Shape `(B, T)`.
+        attention_mask (`torch.Tensor`, *optional*): Shape `(B, T)`, 0 at padding on either side.
+        opening (`Sequence[int]`, *optional*):
+            Token ids that open a user's turn. Without it, or in a row that lacks it, the turn begins with the row's
+            second token, as the first is often one of extreme activations.
+        ends (`torch.Tensor`):
+            Where prompts end, shape `(B,)`; with `NOWHERE` the turn goes on to the row's last token.
+
+    Returns:
+        `torch.Tensor`: Bool, shape `(B, T)`.
+    """
+    real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    upto = torch.where(ends == NOWHERE, input_ids.shape[1], ends).unsqueeze(1)  # (B, 1)
+    first = torch.where(real, places, input_ids.shape[1]).amin(dim=1)  # (B,)
+    if opening is not None:
+        opened = ends_of(input_ids, real, opening) & (places < upto)
+        last = torch.where(opened, places, NOWHERE).amax(dim=1)
+        first = torch.where(last == NOWHERE, first, last)
+    return real & (places > first.unsqueeze(1)) & (places <= upto)
 
 
 def gated(config: Any, scores: Tensor) -> Tensor:
