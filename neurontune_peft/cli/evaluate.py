@@ -6,6 +6,7 @@ import json
 import sys
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,10 @@ class Evaluate(ModelOptions):
             cache=self.cache,
         )
         judges = judges_by_name(self.judge)
+        if self.tasks and find_spec("lm_eval") is None:  # said before models are loaded and answers made
+            raise ValueError(
+                "got --tasks without the package lm_eval; expected it; run pip install 'neurontune-peft[eval]'"
+            )
         prompts = PromptSet.load(self.prompts)
         model, tokenizer = self.load()
         with alone:
