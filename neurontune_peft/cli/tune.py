@@ -92,7 +92,7 @@ class Tune(ModelOptions):
     spread: float | Literal["auto"] | None = "auto"
     rounds: int = 1
     modulation: Literal["dynamic", "static"] = "dynamic"
-    false_positive_budget: float = 0.08
+    false_positive_budget: float = 0.12
     nearly_flagged: float = 0.25
     strength_on: float = 1.5
     training: MetaConfig = field(default_factory=for_flagged_requests)

@@ -186,4 +186,4 @@ def for_flagged_requests() -> MetaConfig:
     They may be strong and of either sign, as they cost only what is asked of the flagged requests. Static scales act
     on harmless requests too, and need the default `utility_weight`.
     """
-    return MetaConfig(utility_weight=0.1, bounds={"safety": (0.0, 4.0), "utility": (-0.5, 0.0)}, signed=True)
+    return MetaConfig(utility_weight=1.0, bounds={"safety": (0.0, 4.0), "utility": (-0.5, 0.0)}, signed=True)
