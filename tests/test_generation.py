@@ -296,7 +296,7 @@ def changes() -> dict[str, object]:
 
     def move_trigger(model: nn.Module) -> None:
         trigger = next(b for n, b in model.named_buffers() if "neurontune_trigger" in n)
-        trigger[0] += 1e-4
+        trigger[0] += 0.25  # it is kept in bfloat16
 
     def move_threshold(model: nn.Module) -> None:
         model.peft_config["default"].trigger_threshold += 1e-4  # type: ignore[union-attr,index]
