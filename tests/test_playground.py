@@ -1,7 +1,11 @@
 """The playground: what is answered with which dials, what the terminal takes, what the page sends."""
 
 import io
+import json
+import subprocess
 import sys
+import threading
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
@@ -239,31 +243,47 @@ def test_the_page_answers_with_the_dials_that_it_sends():
     assert play.strengths == {"safety": 0.5, "utility": 0.5}
 
 
-def test_the_page_is_served_on_this_machine_alone_and_lets_nothing_in_from_elsewhere():
+@pytest.fixture
+def served(saved):
+    """The command in a process of its own; yields the page's address."""
     pytest.importorskip("gradio", reason="the web extra (gradio) is not installed")
-    from urllib.request import urlopen
-
-    from gradio_client import Client
-
-    play = playground()
-    page = launch(play, host="127.0.0.1", port=None, block=False)
+    command = [sys.executable, "-m", "neurontune_peft", *saved, "--web"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    alarm = threading.Timer(240, process.kill)  # so that a page that never comes ends the test
+    alarm.start()
     try:
-        assert page.local_url.startswith("http://127.0.0.1:")
-        assert page.share_url is None
-        with urlopen(page.local_url, timeout=30) as answer:
-            policy = answer.headers["Content-Security-Policy"]
-            text = answer.read().decode()
-        assert "default-src 'self'" in policy
-        assert "http" not in policy
-        assert "fonts.googleapis" not in text
-        client = Client(page.local_url, verbose=False)
-        base, tuned, *_ = client.predict(ASKED, NO_ATTACK, 0.0, -1000.0, 3, 2, api_name="/dial")
-        assert base == tuned == play.base(ASKED)
-        _, tuned, trigger, *_ = client.predict(ASKED, NO_ATTACK, 1.0, -1000.0, 3, 2, api_name="/answer")
-        assert tuned == play.answer(ASKED).tuned
-        assert "strength 1" in trigger
+        assert process.stdout is not None
+        yield process.stdout.readline().split(" ")[0].rstrip("/")
     finally:
-        page.close()
+        alarm.cancel()
+        process.kill()
+        process.communicate()
+
+
+def asked_of(address: str, name: str, *values: object) -> list:
+    """What one of the page's functions returns."""
+    body = json.dumps({"data": values}).encode()
+    request = Request(f"{address}/gradio_api/call/{name}", body, {"Content-Type": "application/json"})
+    with urlopen(request, timeout=60) as answer:
+        event = json.load(answer)["event_id"]
+    with urlopen(f"{address}/gradio_api/call/{name}/{event}", timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    return json.loads(lines[lines.index("event: complete") + 1].removeprefix("data: "))
+
+
+def test_the_page_is_served_on_this_machine_alone_and_lets_nothing_in_from_elsewhere(served):
+    assert served.startswith("http://127.0.0.1:")
+    with urlopen(served, timeout=60) as answer:
+        policy, text = answer.headers["Content-Security-Policy"], answer.read().decode()
+    assert "default-src 'self'" in policy
+    assert "http" not in policy
+    assert "fonts.googleapis" not in text
+    base, tuned, *_ = asked_of(served, "dial", ASKED, NO_ATTACK, 0.0, -1000.0, 3, 2)
+    play = Playground(tuned_model(), tiny_tokenizer(), tiny_prompt_set(), max_new_tokens=4)
+    assert base == tuned == play.base(ASKED)
+    _, tuned, trigger, *_ = asked_of(served, "answer", ASKED, NO_ATTACK, 1.0, -1000.0, 3, 2)
+    assert tuned == play.answer(ASKED).tuned
+    assert "strength 1" in trigger
 
 
 def test_without_gradio_the_page_says_what_to_install(monkeypatch):
