@@ -182,23 +182,15 @@ class Playground:
     def neurons(self, prompt: str) -> tuple[Fired, ...]:
         """The adapter's neurons where the request ends, those that scaling changes most first."""
         template = None if self.chat_template is None else os.fspath(self.chat_template)
-<<<<<<< HEAD
-=======
         config = self.config
         ends = {"suffix": config.trigger_suffix, "opening": config.trigger_opening} if self.dynamic else {}
->>>>>>> h-d
         found = trigger_features(
             self.model,
             self.tokenizer,
             [prompt],
             adapter_name=self.name,
-<<<<<<< HEAD
-            suffix=self.config.trigger_suffix if self.dynamic else None,
-            opening=None,
-=======
             suffix=ends.get("suffix"),
             opening=ends.get("opening"),
->>>>>>> h-d
             chat_template=template,
         )
         fired = []
