@@ -92,7 +92,7 @@ class Tune(ModelOptions):
     spread: float | Literal["auto"] | None = "auto"
     rounds: int = 1
     modulation: Literal["dynamic", "static"] = "dynamic"
-    false_positive_budget: float = 0.12
+    false_positive_budget: float = 0.15
     nearly_flagged: float = 0.25
     strength_on: float = 1.5
     training: MetaConfig = field(default_factory=for_flagged_requests)
@@ -106,7 +106,7 @@ class Tune(ModelOptions):
         """Run every step; nothing stands in the output directory unless all went well. Returns the report."""
         check_output(self.output)
         self._check()
-        if self.modulation == "static" and self.training.utility_weight < 1:
+        if self.modulation == "static" and self.training.utility_weight < MetaConfig.utility_weight:
             logger.warning(
                 "got static modulation with utility_weight=%g, which suits scales of flagged requests alone; static "
                 "scales act on harmless requests too, and refuse fewer of them with --utility-weight 3",

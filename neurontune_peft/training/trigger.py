@@ -71,7 +71,7 @@ def fit_trigger(
     tokenizer: Any,
     prompts: PromptSet,
     *,
-    false_positive_budget: float = 0.12,
+    false_positive_budget: float = 0.15,
     lowest_auc: float = 0.6,
     validation_share: float = 0.25,
     examples_per_kind: int = 150,
@@ -94,7 +94,7 @@ def fit_trigger(
         model (`PeftModel`): A model with one active NeuronTune adapter.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         prompts ([`PromptSet`]): The prompt set; its test split is not touched.
-        false_positive_budget (`float`, *optional*, defaults to `0.12`):
+        false_positive_budget (`float`, *optional*, defaults to `0.15`):
             Largest share of benign, borderline, wrapped and framed requests, each kept back, that may trigger.
         lowest_auc (`float`, *optional*, defaults to `0.6`): Below it the adapter is left, or made, static.
         validation_share (`float`, *optional*, defaults to `0.25`): Share of the train requests that is kept back.
@@ -166,7 +166,7 @@ def fit_trigger(
 def check_fittable(
     prompts: PromptSet,
     *,
-    false_positive_budget: float = 0.12,
+    false_positive_budget: float = 0.15,
     validation_share: float = 0.25,
     examples_per_kind: int = 150,
     seed: int = 0,
@@ -176,7 +176,7 @@ def check_fittable(
 
     Args:
         prompts ([`PromptSet`]): The prompt set.
-        false_positive_budget (`float`, *optional*, defaults to `0.12`): As in [`fit_trigger`], like the others.
+        false_positive_budget (`float`, *optional*, defaults to `0.15`): As in [`fit_trigger`], like the others.
         validation_share (`float`, *optional*, defaults to `0.25`): Share that is kept back.
         examples_per_kind (`int`, *optional*, defaults to `150`): Most requests of each kind.
         seed (`int`, *optional*, defaults to `0`): Decides which requests are kept back.
