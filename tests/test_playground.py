@@ -26,7 +26,7 @@ from neurontune_peft.playground.web import (
     respond,
 )
 from neurontune_peft.prompts import generate_answers
-from neurontune_peft.prompts.chat import generation_suffix
+from neurontune_peft.prompts.chat import generation_suffix, turn_opening
 
 SITES = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
 ASKED = "What is 7?"
@@ -43,8 +43,8 @@ def tuned_model(*, dynamic: bool = True):
         delta.data = 40 * torch.randn(delta.shape, generator=generator)
     if dynamic:
         weights = {site: torch.ones(len(layer.neurontune_index["default"])) for site, layer in held(model).items()}
-        suffix = generation_suffix(tiny_tokenizer())
-        model.base_model.set_trigger(weights, bias=0.0, threshold=-1000.0, suffix=suffix)
+        ends = {"suffix": generation_suffix(tiny_tokenizer()), "opening": turn_opening(tiny_tokenizer())}
+        model.base_model.set_trigger(weights, bias=0.0, threshold=-1000.0, **ends)
     return model.eval()
 
 
