@@ -10,7 +10,7 @@ LLAMA := $(VENV)/.llama
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-BENCHMARKS := startup overhead attribution methods meta trigger controls evaluation export
+BENCHMARKS := startup overhead attribution methods meta trigger controls judges evaluation export
 
 .PHONY: demo test llama lint bench docs dist peft-suite clean
 
