@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,8 +20,8 @@ from neurontune_peft.attribution.plan import MethodOptions, make_plan
 from neurontune_peft.attribution.tasks import ROLES
 from neurontune_peft.cli.attribute import resolved
 from neurontune_peft.cli.command_line import command_line
-from neurontune_peft.cli.common import ModelOptions, check_output, parse_counts, versions, with_answers, written_whole
-from neurontune_peft.cli.made import Made
+from neurontune_peft.cli.common import ModelOptions, check_output, parse_counts, with_answers, written_whole
+from neurontune_peft.cli.made import Made, measured_at, printed, provenance
 from neurontune_peft.cli.steps import Steps
 from neurontune_peft.cli.tracking import Tracker, check_tracker, tracked
 from neurontune_peft.evaluation import Report, evaluate
@@ -144,9 +143,11 @@ class Tune(ModelOptions):
             made = self.make_adapter(model, tokenizer, prompts, steps, track)
         with steps.timed("measuring the tuned model"):
             after = self._evaluate(made.model, tokenizer, prompts)
-            at_shares = self._at_shares(made.model, tokenizer, prompts)
-        made.model.peft_config["default"].provenance = self._provenance(provenance_of, made, before, after)
-        self._write(made, before, after, at_shares, steps)
+            parts = measured_at(made.model, self.shares, partial(self._evaluate, made.model, tokenizer, prompts))
+        made.model.peft_config["default"].provenance = provenance(
+            provenance_of, made, before, after, selection=self._selection(), training=self.training
+        )
+        self._write(made, before, after, parts, steps)
         print(compare_markdown(before, after))
         print(summary(before, after))
         for log in made.logs:
@@ -284,17 +285,6 @@ class Tune(ModelOptions):
         training = self.training.to_dict()
         return own | measured | {"weights": weights, "prompts": prompts.fingerprint, "training": training}
 
-    def _at_shares(self, model: Any, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet) -> dict[float, Report]:
-        """The adapter with the first part of each role's ranking only."""
-        totals = model.base_model.get_neurons().totals
-        found = {}
-        for share in self.shares:
-            counts = {role: math.ceil(total * share) for role, total in totals.items()}
-            model.base_model.set_neuron_counts(**counts)
-            found[share] = self._evaluate(model, tokenizer, prompts)
-        model.base_model.set_neuron_counts(**dict.fromkeys(totals))
-        return found
-
     def _evaluate(self, model: Any, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet) -> Report:
         return evaluate(
             model,
@@ -305,7 +295,7 @@ class Tune(ModelOptions):
             chat_template=self.chat_template,
         )
 
-    def _write(self, made: Made, before: Report, after: Report, at_shares: dict[float, Report], steps: Steps) -> None:
+    def _write(self, made: Made, before: Report, after: Report, parts: dict[float, Report], steps: Steps) -> None:
         with written_whole(self.output) as directory:
             made.model.save_pretrained(directory)
             made.neurons.save(directory / "neurons.json")
@@ -314,7 +304,7 @@ class Tune(ModelOptions):
             document = Document(
                 before,
                 after,
-                counts={str(share): part for share, part in at_shares.items()},
+                counts={str(share): part for share, part in parts.items()},
                 adapter=adapter_part(AdapterFile.load(directory)),
                 provenance={
                     "model": portable(self.model),
@@ -323,34 +313,10 @@ class Tune(ModelOptions):
                     **made.model.peft_config["default"].provenance,
                 },
                 command=command_line("tune", self),
-                details=self._details(made, steps.seconds),
+                details=printed(made, steps.seconds),
             )
             write_report(document, directory)
 
-    def _provenance(self, prompts: PromptSet, made: Made, before: Report, after: Report) -> dict[str, Any]:
-        """How the adapter was made, without times, paths or names of machines: the same run writes the same bytes."""
-        return {
-            "prompt_set": prompts.fingerprint,
-            "attribution": dict(sorted(made.scores[0].metadata.items())),  # safetensors keeps no order
-            "selection": {
-                "counts": parse_counts(self.counts),
-                "overlap": self.overlap,
-                "spread": self.spread,
-                "rounds": self.rounds,
-            },
-            "training": self.training.to_dict(),
-            "trigger": None if made.trigger is None else made.trigger.as_dict(),
-            "seed": self.training.seed,
-            "versions": versions(),
-            "metrics": {
-                "base": before.as_dict(examples=False),
-                "tuned": after.as_dict(examples=False),
-            },
-        }
-
-    def _details(self, made: Made, seconds: dict[str, float]) -> dict[str, str]:
-        """What the report shows as it was printed."""
-        details = {"Neuron list": str(made.neurons), "Training": "\n\n".join(map(str, made.logs))}
-        if made.trigger is not None:
-            details["Trigger"] = str(made.trigger)
-        return details | {"Time": "\n".join(f"{step}: {spent:.0f} s" for step, spent in seconds.items())}
+    def _selection(self) -> dict[str, Any]:
+        counts = parse_counts(self.counts)
+        return {"counts": counts, "overlap": self.overlap, "spread": self.spread, "rounds": self.rounds}
