@@ -10,13 +10,11 @@ import pytest
 from reports import BASE, TUNED, full_document, measured
 
 from neurontune_peft.cli import main
-from neurontune_peft.evaluation import Example, Rate, Report
+from neurontune_peft.evaluation import Example, Rate
 from neurontune_peft.report import Document, difference, report_html, report_markdown, write_report
 from neurontune_peft.report.comparison import comparison_dict
-from neurontune_peft.report.difference import holm
 from neurontune_peft.report.document import SCHEMA
 from neurontune_peft.report.examples import chosen, pairs_of
-from neurontune_peft.report.figures import cost_axis
 from neurontune_peft.report.verdict import verdict
 
 
@@ -227,33 +225,3 @@ def test_a_difference_of_reports_by_other_judges_or_without_answers_has_no_test_
     assert "No test" in text
     with pytest.raises(ValueError, match="format_version"):
         difference({}, BASE.as_dict())
-
-
-def test_holm_multiplies_the_smallest_most_and_never_lets_a_larger_p_value_overtake():
-    assert holm({0: 0.04, 1: 0.01, 2: 0.03}) == pytest.approx({1: 0.03, 2: 0.06, 0: 0.06})
-    assert holm({}) == {}
-
-
-def test_what_lies_behind_the_rates_is_shown_where_a_report_holds_it(monkeypatch):
-    interval = {"value": 0.5, "low": 0.25, "high": 0.75}
-    agreement = {"first": "format", "second": "<b>rubric</b>", "confusion": {"refusal": {"refusal": 7, "partial": 2}}}
-    details = {
-        "outcomes": {"attack/prefix": {"refusal": 9, "incoherent": 1}},
-        "repetition": {"attack/prefix": interval},
-        "agreement": [agreement | {"agreed": 0.78, "kappa": None, "unscored": 1}],
-    }
-    whole = Report.as_dict
-    monkeypatch.setattr(Report, "as_dict", lambda self, **options: whole(self, **options) | {"details": details})
-    for text in (report_html(Document(None, TUNED)), report_markdown(Document(None, TUNED))):
-        assert "incoherent" in text
-        assert "0.5 (0.25–0.75)" in text
-        assert "same verdict 78.0%" in text
-        assert "<b>rubric" not in text
-
-
-def test_costs_that_lie_high_and_close_together_fill_the_picture():
-    assert cost_axis([0.71, 0.78]) == pytest.approx((0.7, 0.8))
-    assert cost_axis([0.02, 0.18]) == (0.0, 0.2)
-    assert cost_axis([0.0]) == (0.0, 0.05)
-    low, high = cost_axis([0.6])
-    assert low < high

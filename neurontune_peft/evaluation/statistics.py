@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 RESAMPLES = 1000
+K = TypeVar("K")  # of what a p-value is
 
 
 @dataclass(frozen=True)
@@ -61,18 +63,18 @@ def mcnemar(better: int, worse: int) -> float:
     return min(1.0, 2 * tail / 2**count)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[K, float]) -> dict[K, float]:
     """
     Correct p-values for having made several tests, by Holm's step-down method (1979).
 
     Args:
-        p_values (`Mapping[str, float]`): Name of a test to its p-value.
+        p_values (`Mapping[Any, float]`): Name of a test to its p-value.
 
     Returns:
-        `dict[str, float]`: Name to adjusted p-value: to reject where it is below a level keeps the chance of any false
+        `dict[Any, float]`: Name to adjusted p-value: to reject where it is below a level keeps the chance of any false
             rejection below that level.
     """
-    adjusted: dict[str, float] = {}
+    adjusted: dict[K, float] = {}
     highest = 0.0
     for place, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         highest = max(highest, min(1.0, p * (len(p_values) - place)))

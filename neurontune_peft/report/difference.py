@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neurontune_peft.evaluation import Rate, Report
-from neurontune_peft.evaluation.compare.statistics import mcnemar
+from neurontune_peft.evaluation.statistics import holm, mcnemar
 from neurontune_peft.report.document import Document
 from neurontune_peft.report.examples import Pair, pairs_of
 from neurontune_peft.report.markdown import escaped, table
@@ -68,24 +68,6 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
     header = ("measure", "A", "B", "B − A", "paired requests", "p (Holm)")
     notes = "\n".join(f"- {note}" for note in _notes(first, second, paired=any(row.n for row in rows)))
     return f"# Two reports\n\n{table(header, lines)}\n\n{notes}\n"
-
-
-def holm(p_values: Mapping[int, float]) -> dict[int, float]:
-    """
-    Adjusted p-values that keep the chance of any false finding at the level (Holm 1979).
-
-    Args:
-        p_values (`Mapping[int, float]`): Any key to its p-value.
-
-    Returns:
-        `dict[int, float]`: The same keys to `max over smaller ones of min(1, (m - i) * p_i)`.
-    """
-    adjusted: dict[int, float] = {}
-    highest = 0.0
-    for place, key in enumerate(sorted(p_values, key=lambda key: p_values[key])):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[key]))
-        adjusted[key] = highest
-    return adjusted
 
 
 def _rows(first: Report, second: Report) -> list[_Row]:

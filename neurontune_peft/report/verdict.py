@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from neurontune_peft.evaluation import Rate, Report
-from neurontune_peft.evaluation.compare.statistics import mcnemar
 from neurontune_peft.evaluation.result import mean_rate
+from neurontune_peft.evaluation.statistics import mcnemar
 from neurontune_peft.report.examples import pairs_of
 from neurontune_peft.report.tables import summary
 
