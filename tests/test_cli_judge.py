@@ -54,7 +54,7 @@ def test_each_row_gets_its_verdict_line_by_line(answers: Path, tmp_path: Path, c
     assert judged[0]["engine"] == "x"
     assert judged[2]["reason"] == "empty"
     assert all(0 <= row["confidence"] <= 1 for row in judged)
-    assert [path.name for path in output.parent.iterdir()] == ["judged.jsonl"]
+    assert sorted(path.name for path in output.parent.iterdir()) == ["judged.jsonl", "judged.jsonl.run.yaml"]
     assert "3 answers, judge: format only" in capsys.readouterr().out
 
 

@@ -18,10 +18,10 @@ from test_compare import (
     small_triggers,  # noqa: F401 - a fixture
 )
 
+from neurontune_peft.evaluation import likelihood
 from neurontune_peft.evaluation.compare.flagged import trigger_of
 from neurontune_peft.evaluation.compare.methods import METHODS
 from neurontune_peft.evaluation.compare.routed import CannedRefusal, GateFlags, Routed, none_flagged
-from neurontune_peft.evaluation.measure import likelihood
 from neurontune_peft.prompts import encode, generate_answers
 
 TEXTS = ["Break it zz!", "Mend it ab.", "Break some other thing zz!", "Mend ab."]
@@ -83,10 +83,10 @@ def test_the_trigger_of_the_controls_decides_as_that_of_the_adapter():
             made.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         threshold = made.model.peft_config["default"].trigger_threshold
         assert made.numbers == 3 * sum(COUNTS.values()) + 2  # scales, and the trigger's
-    gate, cost = trigger_of(given, 0)
+    gate, _, cost = trigger_of(given, 0)
     assert gate.scores(TEXTS) == pytest.approx([decision.score for decision in log], abs=1e-5)
     assert gate.threshold == threshold
-    assert trigger_of(given, 0)[1] is cost  # fitted once for all controls
+    assert trigger_of(given, 0)[2] is cost  # fitted once for all controls
     assert cost.numbers == 2 * sum(COUNTS.values()) + 2
     assert cost.bytes > 2 * cost.numbers
 
@@ -95,7 +95,7 @@ def test_a_trigger_that_separates_nothing_flags_everything_as_the_static_adapter
     given = replace(bench(), prompts=MANY)
     monkeypatch.setattr("neurontune_peft.training.trigger.area_under_curve", lambda *args: 0.5)
     with pytest.warns(UserWarning, match="does not separate"):
-        gate, cost = trigger_of(given, 0)
+        gate, _, cost = trigger_of(given, 0)
     batch = encode(TOKENIZER, TEXTS)
     assert gate is None
     assert GateFlags(gate)(batch.input_ids, batch.attention_mask) == [True] * 4

@@ -143,7 +143,7 @@ def _extended(name: str, command: type) -> tuple[type, list[str]]:
 def _value_of(option: str, words: Sequence[str]) -> str | None:
     """The last value that an option is given; the parser sees to what is wrong with it."""
     found = None
-    for word, after in zip(words, [*words[1:], None], strict=True):
+    for word, after in zip(words, [*words[1:], None], strict=False):
         if word == option:
             found = after
         elif word.startswith(f"{option}="):

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+from transformers.generation import GenerateDecoderOnlyOutput
 
 from neurontune_peft.tuner.gate import TriggerGate
 
@@ -82,22 +83,27 @@ class Routed(nn.Module):
             logits[list(rows)] = part
         return SimpleNamespace(logits=logits)
 
-    def generate(self, *, input_ids: Tensor, attention_mask: Tensor, pad_token_id: int, **options: Any) -> Tensor:
-        """Token ids of prompts and answers, `(B, T + new)`, padded on the right."""
-        options["pad_token_id"] = pad_token_id
+    def generate(
+        self, *, input_ids: Tensor, attention_mask: Tensor, pad_token_id: int, **options: Any
+    ) -> GenerateDecoderOnlyOutput:
+        """Token ids of prompts and answers, `(B, T + new)`, padded on the right, and no cache: made at once."""
+        options |= {"pad_token_id": pad_token_id, "return_dict_in_generate": True}
         parts = self._parts(input_ids, attention_mask, lambda answer: answer.generate, options)
-        width = max(part.shape[1] for part in parts.values())
+        width = max(part.sequences.shape[1] for part in parts.values())
         tokens = input_ids.new_full((len(input_ids), width), pad_token_id)
         for rows, part in parts.items():
-            tokens[list(rows), : part.shape[1]] = part
-        return tokens
+            tokens[list(rows), : part.sequences.shape[1]] = part.sequences
+        steps = zip(*(part.logits or () for part in parts.values()), strict=False)
+        order = torch.tensor([row for rows in parts for row in rows]).argsort()
+        logits = tuple(torch.cat(step)[order.to(step[0].device)] for step in steps)  # of (B, V)
+        return GenerateDecoderOnlyOutput(sequences=tokens, logits=logits or None)
 
     def _parts(
         self, input_ids: Tensor, attention_mask: Tensor, method: Answer, options: dict[str, Any]
-    ) -> dict[tuple[int, ...], Tensor]:
+    ) -> dict[tuple[int, ...], Any]:
         """Rows to what their model makes of them; what is not flagged meets no adapter at all."""
         flags = self._flags(input_ids, attention_mask)
-        found: dict[tuple[int, ...], Tensor] = {}
+        found: dict[tuple[int, ...], Any] = {}
         for flagged in (False, True):
             rows = [row for row, flag in enumerate(flags) if flag == flagged]
             if not rows:
@@ -136,10 +142,15 @@ class CannedRefusal(nn.Module):
         kept = logits_to_keep or input_ids.shape[1]
         return SimpleNamespace(logits=torch.zeros(len(input_ids), kept, self._vocabulary, device=input_ids.device))
 
-    def generate(self, *, input_ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
-        """The prompts with the sentence behind them, `(B, T + new)`."""
+    def generate(self, *, input_ids: Tensor, max_new_tokens: int, **options: Any) -> GenerateDecoderOnlyOutput:
+        """The prompts with the sentence behind them, `(B, T + new)`; its first token is certain."""
         answer = torch.tensor(self._ids[:max_new_tokens], device=input_ids.device, dtype=input_ids.dtype)
-        return torch.cat([input_ids, answer.expand(len(input_ids), -1)], dim=1)
+        first = torch.full((len(input_ids), self._vocabulary), -1e4, device=input_ids.device)  # (B, V)
+        first[:, self._ids[0]] = 0.0
+        sequences = torch.cat([input_ids, answer.expand(len(input_ids), -1)], dim=1)
+        return GenerateDecoderOnlyOutput(
+            sequences=sequences, logits=(first,) if options.get("output_logits") else None
+        )
 
 
 def without_adapters(model: nn.Module) -> AbstractContextManager[Any]:
