@@ -83,10 +83,9 @@ class Routed(nn.Module):
             logits[list(rows)] = part
         return SimpleNamespace(logits=logits)
 
-    def generate(
-        self, *, input_ids: Tensor, attention_mask: Tensor, pad_token_id: int, **options: Any
-    ) -> GenerateDecoderOnlyOutput:
+    def generate(self, *, input_ids: Tensor, attention_mask: Tensor, pad_token_id: int, **options: Any) -> Any:
         """Token ids of prompts and answers, `(B, T + new)`, padded on the right, and no cache: made at once."""
+        whole = options.get("return_dict_in_generate")
         options |= {"pad_token_id": pad_token_id, "return_dict_in_generate": True}
         parts = self._parts(input_ids, attention_mask, lambda answer: answer.generate, options)
         width = max(part.sequences.shape[1] for part in parts.values())
@@ -96,7 +95,7 @@ class Routed(nn.Module):
         steps = zip(*(part.logits or () for part in parts.values()), strict=False)
         order = torch.tensor([row for rows in parts for row in rows]).argsort()
         logits = tuple(torch.cat(step)[order.to(step[0].device)] for step in steps)  # of (B, V)
-        return GenerateDecoderOnlyOutput(sequences=tokens, logits=logits or None)
+        return GenerateDecoderOnlyOutput(sequences=tokens, logits=logits or None) if whole else tokens
 
     def _parts(
         self, input_ids: Tensor, attention_mask: Tensor, method: Answer, options: dict[str, Any]
