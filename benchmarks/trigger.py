@@ -4,7 +4,7 @@ Which requests does a trigger catch, and would other features catch more? Detect
     python benchmarks/trigger.py [--model DIR] [--prompts DIR] [--quick] [--threads N]
 
 A logistic regression as in `fit_trigger`, on the activations of the top 3 % of `gradient`: at the last token of the
-prompt, as their mean or maximum over the prompt's tokens, and together (an adapter reads last + mean). The threshold
+prompt, as their mean over the prompt's tokens, and both together (as an adapter reads them). The threshold
 lets the same share of harmless train requests trigger, each scored by a regression that did not see its wrapping.
 With and without train templates whose text was moved to the other side of the request.
 """
@@ -24,7 +24,7 @@ from neurontune_peft.training.requests import Example, examples_of
 
 DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo_model" / "model"
 BUDGET = 0.05
-POOLS = (("last",), ("mean",), ("max",), ("last", "mean"), ("last", "max"), ("last", "mean", "max"))
+POOLS = (("last",), ("mean",), ("last", "mean"))
 Features = dict[str, Tensor]  # pooling to (n, k)
 
 
@@ -50,7 +50,7 @@ class Reader:
             for site, index in self.neurons.indices["safety"].items()
         ]
         order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
-        rows: dict[str, list[Tensor]] = {"last": [], "mean": [], "max": []}
+        rows: dict[str, list[Tensor]] = {"last": [], "mean": []}
         for start in range(0, len(order), batch_size):
             part = [texts[place] for place in order[start : start + batch_size]]
             batch = encode(self.tokenizer, part)
@@ -59,7 +59,6 @@ class Reader:
             mask = batch.attention_mask.bool().unsqueeze(-1)
             rows["last"] += hidden[torch.arange(len(part)), batch.last_prompt].unbind()
             rows["mean"] += ((hidden * mask).sum(dim=1) / mask.sum(dim=1)).unbind()
-            rows["max"] += hidden.masked_fill(~mask, -torch.inf).amax(dim=1).unbind()
         for handle in handles:
             handle.remove()
         back = torch.tensor(order).argsort()
