@@ -196,6 +196,19 @@ def test_only_the_rows_that_trigger_are_prefilled_again():
         torch.testing.assert_close(output.logits, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_cache_holds_the_states_of_the_rows_that_were_prefilled_again():
+    model, ids, cache, expected = dynamic_model(), requests(), DynamicCache(), DynamicCache()
+    logits(model, ids, past_key_values=cache)
+    strengths = [float(fired) for fired in triggered(model, ids)]
+    logits(model, ids, past_key_values=expected, neurontune_strength=strengths)
+    plain = DynamicCache()
+    logits(tiny_model(), ids, past_key_values=plain)
+    assert not torch.allclose(expected.layers[-1].keys, plain.layers[-1].keys)
+    for found, wanted in zip(cache.layers, expected.layers, strict=True):
+        torch.testing.assert_close(found.keys, wanted.keys, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.values, wanted.values, rtol=1e-5, atol=1e-5)
+
+
 def test_outputs_whose_rows_are_not_known_are_computed_again_as_a_whole():
     model, ids = dynamic_model(), requests()
     fires = triggered(model, ids)

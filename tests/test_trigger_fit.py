@@ -164,6 +164,27 @@ def test_scales_are_learnt_from_harmless_requests_that_nearly_trigger():
     assert nearly_flagged(model, tokenizer, given, share=0.1) == given  # there are no more than the fewest
 
 
+def test_a_request_counts_by_its_highest_score_whatever_its_wrapping(monkeypatch):
+    model, tokenizer, prompts = attached(), tiny_tokenizer(), prompt_set()
+    model.set_trigger({s: torch.ones(24, 2) for s in model.get_neurons().sites}, bias=0.0, threshold=0.0, suffix=[4])
+    names = [f"benign-{i}" for i in range(40)]
+    more = [Prompt(f"more-{i}", f"more {i}", "benign", None, "train") for i in range(40)]
+    given = PromptSet(prompts.prompts + tuple(more), prompts.attacks)
+
+    def read(model, tokenizer, texts, **options):
+        """Plain, the added requests score higher; in one of their templates the others score highest."""
+        scores = [2.0 if text.startswith("more") else 3.0 if text.startswith("DAN, ") else 0.0 for text in texts]
+        scores = [
+            0.0 if "more" in text and "DAN" in text else score for text, score in zip(texts, scores, strict=True)
+        ]
+        parts = torch.tensor(scores).view(-1, 1, 1).expand(-1, 24, 2) / 48
+        return dict.fromkeys(model.get_trigger(), parts)
+
+    monkeypatch.setattr("neurontune_peft.training.flagged.trigger_features", read)
+    found = nearly_flagged(model, tokenizer, given, share=0.5)
+    assert {p.id for p in found.select(kind="benign", split="train")} == set(names)
+
+
 def test_what_is_nearly_flagged_needs_a_trigger_and_a_share():
     model, tokenizer, prompts = attached(), tiny_tokenizer(), prompt_set()
     with pytest.raises(ValueError, match="got adapter 'default' without a trigger; expected one"):

@@ -39,7 +39,7 @@ def rows_again(call: Call, record: Record, plan: RowPlan, output: Any) -> Any:
     )
     inputs = part_of_inputs(call.inputs, rows, count)
     cache = output.get("past_key_values") if isinstance(output, ModelOutput) else None
-    if len(rows) in (0, count) or plan.rows != count or inputs is None or not can_be_joined(output, cache):
+    if len(rows) in (0, count) or plan.rows != count or inputs is None or not rows_can_be_replaced(output, cache):
         return None
     own = DynamicCache() if cache is not None else None
     if own is not None:
@@ -78,7 +78,7 @@ def part_of_inputs(inputs: Mapping[str, Any], rows: Tensor, count: int) -> dict[
     return found
 
 
-def can_be_joined(output: Any, cache: Any) -> bool:
+def rows_can_be_replaced(output: Any, cache: Any) -> bool:
     """Whether rows of an output and its cache can be replaced one by one."""
     if not isinstance(output, ModelOutput) or not set(output) <= KNOWN_OUTPUTS or "logits" not in output:
         return False
