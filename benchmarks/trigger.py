@@ -6,7 +6,8 @@ Which requests does a trigger catch, and would other features catch more? Detect
 A logistic regression as in `fit_trigger`, on the activations of the top 3 % of `gradient`: at the last token of the
 prompt, as their mean over the prompt's tokens, and both together (as an adapter reads them). The threshold
 lets the same share of harmless train requests trigger, each scored by a regression that did not see its wrapping.
-With and without train templates whose text was moved to the other side of the request.
+With and without train templates whose text was moved to the other side of the request. The last table reads the first
+layers alone: a trigger that is decided there could act on the later ones in the same pass, without a second prefill.
 """
 
 from dataclasses import dataclass
@@ -19,12 +20,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neurontune_peft import Neurons, PromptSet, attribute, select
 from neurontune_peft.prompts import encode
-from neurontune_peft.training.logistic import fit_logistic
+from neurontune_peft.training.logistic import Linear, fit_logistic
 from neurontune_peft.training.requests import Example, examples_of
 
 DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo_model" / "model"
 BUDGET = 0.05
 POOLS = (("last",), ("mean",), ("last", "mean"))
+DEPTHS = (1 / 3, 1 / 2, 2 / 3, 1.0)
 Features = dict[str, Tensor]  # pooling to (n, k)
 
 
@@ -65,7 +67,7 @@ class Reader:
         return {name: torch.stack(values)[back] for name, values in rows.items()}
 
 
-def fitted(examples: list[Example], features: Tensor, *, l2: float = 0.1) -> tuple[object, float]:
+def fitted(examples: list[Example], features: Tensor, *, l2: float = 0.1) -> tuple[Linear, float]:
     """The regression, and the threshold that `BUDGET` of harmless requests exceed when their wrapping is unseen."""
     labels = torch.tensor([example.harmful for example in examples])
     trigger = fit_logistic(features, labels, l2=l2)
@@ -74,6 +76,17 @@ def fitted(examples: list[Example], features: Tensor, *, l2: float = 0.1) -> tup
         own = torch.tensor([example.source == source for example in examples])
         scores[own] = fit_logistic(features[~own], labels[~own], l2=l2).score(features[own])
     return trigger, float(scores[~labels].quantile(1 - BUDGET))
+
+
+def of(features: Features, pools: tuple[str, ...], upto: int | None = None) -> Tensor:
+    """Activations of the first neurons, in the order of their sites, shape `(n, len(pools) * k)`."""
+    return torch.cat([features[pool][:, :upto] for pool in pools], dim=1)
+
+
+def firing(examples: list[Example], train: Tensor, tests: list[Tensor]) -> list[str]:
+    """The share of each group of test requests that triggers."""
+    trigger, threshold = fitted(examples, train)
+    return [f"{(trigger.score(part) > threshold).float().mean():.0%}" for part in tests]
 
 
 def main() -> None:
@@ -91,7 +104,7 @@ def main() -> None:
     neurons = select(scores, {"safety": 0.03}, spread="auto")
     reader = Reader(model, tokenizer, neurons)
     fitted_on = {
-        what: examples_of(prompts, validation_share=0.25, seed=0, most=most, move=move)
+        what: examples_of(prompts, folds=4, seed=0, most=most, move=move)
         for what, move in (("as they are", False), ("also moved", True))
     }
     train = {what: reader.read([example.text for example in examples]) for what, examples in fitted_on.items()}
@@ -103,13 +116,17 @@ def main() -> None:
     read = {name: reader.read(texts) for name, texts in groups.items()}
     rows = []
     for what, pools in ((what, pools) for what in fitted_on for pools in POOLS):
-        trigger, threshold = fitted(fitted_on[what], torch.cat([train[what][pool] for pool in pools], dim=1))
-        fires = [
-            (trigger.score(torch.cat([part[pool] for pool in pools], dim=1)) > threshold).float().mean()
-            for part in read.values()
-        ]
-        rows.append([what, " + ".join(pools), *(f"{share:.0%}" for share in fires)])
+        fires = firing(fitted_on[what], of(train[what], pools), [of(part, pools) for part in read.values()])
+        rows.append([what, " + ".join(pools), *fires])
     print_table(["train templates", "activations", *groups], rows)
+    rows = []
+    counts = [len(index) for index in neurons.indices["safety"].values()]
+    for depth in DEPTHS:
+        sites = max(1, round(depth * len(counts)))
+        features = [of(part, POOLS[-1], upto=sum(counts[:sites])) for part in (train["also moved"], *read.values())]
+        fires = firing(fitted_on["also moved"], features[0], features[1:])
+        rows.append([f"{sites} of {len(counts)}", sum(counts[:sites]), *fires])
+    print_table(["sites read", "neurons", *groups], rows)
 
 
 if __name__ == "__main__":

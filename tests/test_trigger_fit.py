@@ -1,5 +1,6 @@
 """A trigger is fitted on the train split, judged on families it never saw, and calibrated on requests kept back."""
 
+import re
 from functools import partial
 
 import numpy as np
@@ -12,10 +13,10 @@ from training_helpers import SMALL
 from neurontune_peft import Neurons, NeuronTuneConfig, find_sites, fit_trigger, meta_train, nearly_flagged
 from neurontune_peft.prompts import Attack, Prompt, PromptSet
 from neurontune_peft.prompts.chat import format_prompt
+from neurontune_peft.training.calibration import calibrated, cross_fitted
 from neurontune_peft.training.features import trigger_features
 from neurontune_peft.training.logistic import area_under_curve, fit_logistic
 from neurontune_peft.training.requests import examples_of, moved
-from neurontune_peft.training.trigger import calibrated
 
 
 def prompt_set(*, separable: bool = True) -> PromptSet:
@@ -71,7 +72,7 @@ def test_a_trigger_that_separates_nothing_leaves_the_adapter_static_and_says_so(
 
 
 def test_too_few_requests_are_refused():
-    with pytest.raises(ValueError, match=r"got 1 harmful and 1 harmless train .*; expected at least 10 and 10"):
+    with pytest.raises(ValueError, match=r"got 3 harmful and 4 harmless train .*; expected at least 40 and 40"):
         fit_trigger(attached(), tiny_tokenizer(), tiny_prompt_set())
 
 
@@ -82,23 +83,44 @@ def test_impossible_settings_are_refused():
         fit_trigger(tiny_llama(), tiny_tokenizer(), prompt_set())
 
 
-def test_no_request_is_both_fitted_on_and_kept_back_and_no_test_prompt_is_used():
-    examples = examples_of(prompt_set(), validation_share=0.25, seed=0, most=300)
-    fitted = {e.text for e in examples if not e.held}
-    assert not fitted & {e.text for e in examples if e.held}
+def test_a_request_is_kept_back_in_all_its_wrappings_at_once_and_no_test_prompt_is_used():
+    prompts = prompt_set()
+    examples = examples_of(prompts, folds=4, seed=0, most=300)
+    for request in prompts.select(split="train"):
+        own = [e for e in examples if re.search(rf"(^|\W){re.escape(request.prompt)}", e.text)]
+        assert len({e.fold for e in own}) == 1
+        assert {e.group for e in own} >= (
+            {"plain", "attacked"} if request.kind == "harmful" else {"benign", "wrapped"}
+        )
+    assert {e.fold for e in examples} == {0, 1, 2, 3}
     assert not [e for e in examples if "never seen" in e.text]
     for source in ("a", "frame story"):  # harmful and harmless requests stand in the same wrappings
         assert {e.harmful for e in examples if e.source == source} == {True, False}
 
 
 def test_the_threshold_keeps_each_group_within_the_budget():
-    examples = list(examples_of(prompt_set(), validation_share=0.5, seed=0, most=300))
+    examples = list(examples_of(prompt_set(), folds=2, seed=0, most=300))
     scores = torch.randn(len(examples), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for budget in (0.01, 0.1, 0.3):
         threshold = calibrated(examples, scores, budget)
         for group in ("benign", "wrapped", "framed"):
-            own = torch.tensor([e.held and not e.harmful and e.group == group for e in examples])
+            own = torch.tensor([not e.harmful and e.group == group for e in examples])
             assert (scores[own] > threshold).double().mean() <= budget
+
+
+def test_each_request_is_scored_by_a_trigger_that_saw_neither_it_nor_its_wrapping():
+    examples = examples_of(prompt_set(), folds=2, seed=0, most=300)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(len(examples), 3, generator=generator, dtype=torch.float64)
+    harmful = torch.tensor([e.harmful for e in examples])
+    first = torch.tensor([e.fold == 0 for e in examples])
+    features[:, 0] = torch.where(first, harmful.double(), 0.0)  # gives away the labels of the first fold
+    _, aucs, scores, trigger = cross_fitted(examples, features)
+    assert not scores.isnan().any()
+    assert set(aucs) == {e.source for e in examples if e.source}
+    assert scores[first & harmful].mean() - scores[first & ~harmful].mean() < 0.5  # its fold was not seen
+    seen = trigger.score(features)
+    assert seen[first & harmful].mean() - seen[first & ~harmful].mean() > 1
 
 
 def test_the_regression_and_the_area_are_those_of_their_definitions():
@@ -135,17 +157,13 @@ def test_templates_are_also_tried_with_their_text_on_the_other_side():
     assert moved("As Max, {prompt}\nMax:") == ["{prompt}\nMax: As Max,", "As Max, Max: {prompt}"]
     assert moved("{prompt}") == []
     prompts = tiny_prompt_set()
-    with_moved, without = (
-        examples_of(prompts, validation_share=0.25, seed=0, most=20, move=move) for move in (True, False)
-    )
+    with_moved, without = (examples_of(prompts, folds=4, seed=0, most=20, move=move) for move in (True, False))
     added = set(with_moved) - set(without)
     assert set(without) <= set(with_moved)
     assert {(e.harmful, e.group, e.source in prompts.train_families) for e in added} == {
         (True, "attacked", True),
         (False, "wrapped", True),
     }
-    held = {e.text for e in with_moved if e.held}
-    assert not held & {e.text for e in with_moved if not e.held}
 
 
 def test_scales_are_learnt_from_harmless_requests_that_nearly_trigger():

@@ -39,38 +39,37 @@ FRAMES = {
 
 # Of the requests that may be drawn, one in so many stands in each template whose text was moved.
 MOVED_PART = 5
+FRAMES_PER_REQUEST = 3  # in turns, so that all frames are met and attacks outnumber them
 
 
 @dataclass(frozen=True)
 class Example:
     """
-    One text that a trigger is fitted or measured on.
+    One text that a trigger is fitted and measured on.
 
     Args:
         text (`str`): The request in its wrapping.
         harmful (`bool`): Whether the trigger shall fire.
         group (`str`): `"plain"`, `"attacked"`, `"benign"`, `"borderline"`, `"wrapped"` or `"framed"`.
         source (`str`, *optional*): Attack family or frame that it is wrapped in.
-        held (`bool`): Kept back from fitting.
+        fold (`int`): Part of the requests that it belongs to, the same in all wrappings; kept back together.
     """
 
     text: str
     harmful: bool
     group: str
     source: str | None
-    held: bool
+    fold: int
 
 
-def examples_of(
-    prompts: PromptSet, *, validation_share: float, seed: int, most: int, move: bool = True
-) -> list[Example]:
+def examples_of(prompts: PromptSet, *, folds: int, seed: int, most: int, move: bool = True) -> list[Example]:
     """
     Examples from the train split.
 
     Args:
         prompts ([`PromptSet`]): The prompt set.
-        validation_share (`float`): Share of the requests that is kept back, in all wrappings.
-        seed (`int`): Decides which.
+        folds (`int`): Into how many parts the requests are dealt.
+        seed (`int`): Decides which part.
         most (`int`): Most requests per kind.
         move (`bool`, *optional*, defaults to `True`): Add templates with their text moved.
 
@@ -83,28 +82,36 @@ def examples_of(
         for kind in ("harmful", "benign", "borderline")
     }
     found: list[Example] = []
-    for held in (False, True):
-        parts = {kind: _part(drawn, validation_share, held) for kind, drawn in kinds.items()}
+    for fold in range(folds):
+        parts = {kind: drawn[fold::folds] for kind, drawn in kinds.items()}
         harmless = [*parts["benign"], *parts["borderline"]]
         for kind, group in (("harmful", "plain"), ("benign", "benign"), ("borderline", "borderline")):
-            found += [Example(p.prompt, kind == "harmful", group, None, held) for p in parts[kind]]
+            found += [Example(p.prompt, kind == "harmful", group, None, fold) for p in parts[kind]]
         for family in prompts.train_families:
             attackable = prompts.attackable(parts["harmful"], family=family, split="train")
             attacked = prompts.attacked(attackable, family=family, split="train")
-            found += [Example(text, True, "attacked", family, held) for text in attacked]
+            found += [Example(text, True, "attacked", family, fold) for text in attacked]
             if prompts.templates(split="train", families=[family]):
                 wrapped = prompts.wrapped(harmless, split="train", families=[family])
-                found += [Example(text, False, "wrapped", family, held) for text in wrapped]
+                found += [Example(text, False, "wrapped", family, fold) for text in wrapped]
             templates = [a.template for a in prompts.templates(split="train", families=[family]) if a.template]
             for template in dict.fromkeys(other for each in templates if move for other in moved(each)):
                 for harmful, group, pool in ((True, "attacked", attackable), (False, "wrapped", harmless)):
-                    some = _drawn(pool, seed=f"{seed}-{template}", most=max(1, most // MOVED_PART))
+                    some = _drawn(pool, seed=f"{seed}-{template}", most=max(1, len(pool) // MOVED_PART))
                     texts = [template.replace(PLACEHOLDER, p.prompt) for p in some]
-                    found += [Example(text, harmful, group, family, held) for text in texts]
-        for name, frame in FRAMES.items():
-            for harmful, members in ((True, parts["harmful"]), (False, harmless)):
-                framed = [frame.replace(PLACEHOLDER, p.prompt) for p in members]
-                found += [Example(text, harmful, "framed", f"frame {name}", held) for text in framed]
+                    found += [Example(text, harmful, group, family, fold) for text in texts]
+        found += [*_framed(parts["harmful"], True, fold), *_framed(harmless, False, fold)]
+    return found
+
+
+def _framed(requests: Sequence[Prompt], harmful: bool, fold: int) -> list[Example]:
+    """Each request in some of the frames."""
+    names, found = list(FRAMES), []
+    for place, prompt in enumerate(requests):
+        for turn in range(FRAMES_PER_REQUEST):
+            name = names[(place + turn * len(names) // FRAMES_PER_REQUEST) % len(names)]
+            text = FRAMES[name].replace(PLACEHOLDER, prompt.prompt)
+            found.append(Example(text, harmful, "framed", f"frame {name}", fold))
     return found
 
 
@@ -126,8 +133,3 @@ def moved(template: str) -> list[str]:
 
 def _drawn(prompts: Sequence[Prompt], *, seed: int | str, most: int) -> list[Prompt]:
     return random.Random(f"{seed}-trigger").sample(list(prompts), min(len(prompts), most))
-
-
-def _part(prompts: Sequence[Prompt], share: float, held: bool) -> Sequence[Prompt]:
-    cut = round(len(prompts) * share)
-    return prompts[:cut] if held else prompts[cut:]

@@ -10,19 +10,16 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
-from transformers.utils import logging
 
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.prompts.chat import generation_suffix, turn_opening
+from neurontune_peft.training.calibration import calibrated, cross_fitted, rates
 from neurontune_peft.training.features import trigger_features
-from neurontune_peft.training.logistic import Linear, area_under_curve, fit_logistic
+from neurontune_peft.training.logistic import Linear
 from neurontune_peft.training.requests import Example, examples_of
 from neurontune_peft.tuner.layer import NeuronTuneLayer
-from neurontune_peft.tuner.trigger import TRIGGER_DTYPE
 
-L2 = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-FEWEST = 10  # requests of either kind on which a rate can be stated at all
+FEWEST = 40  # requests of either kind from which anything can be learnt and stated
 
 
 @dataclass(frozen=True)
@@ -73,8 +70,8 @@ def fit_trigger(
     *,
     false_positive_budget: float = 0.15,
     lowest_auc: float = 0.6,
-    validation_share: float = 0.25,
-    examples_per_kind: int = 150,
+    folds: int = 4,
+    examples_per_kind: int = 300,
     batch_size: int = 16,
     max_length: int | None = None,
     seed: int = 0,
@@ -86,9 +83,9 @@ def fit_trigger(
     A logistic regression on the unscaled activations of the adapter's neurons where the prompt ends, and on their
     means over the user's turn (`ours`). It is fitted on requests of the train split: harmful ones plain, attacked and
     in harmless frames, against benign and borderline ones plain, in the same templates and in the same frames;
-    templates also with their text on the other side of the request. Each family and frame is left out once; how
-    well the trigger reads what it was not fitted on chooses the regularisation, and the scores of harmless requests
-    there set the threshold, together with those of plain requests that were kept back.
+    templates also with their text on the other side of the request. Each part of the requests is kept back once, and
+    with it each family and frame in turn: how well the trigger reads what it was not fitted on chooses the
+    regularisation, and the scores of harmless requests there set the threshold. What is written is fitted on all.
 
     Args:
         model (`PeftModel`): A model with one active NeuronTune adapter.
@@ -97,11 +94,11 @@ def fit_trigger(
         false_positive_budget (`float`, *optional*, defaults to `0.15`):
             Largest share of benign, borderline, wrapped and framed requests, each kept back, that may trigger.
         lowest_auc (`float`, *optional*, defaults to `0.6`): Below it the adapter is left, or made, static.
-        validation_share (`float`, *optional*, defaults to `0.25`): Share of the train requests that is kept back.
-        examples_per_kind (`int`, *optional*, defaults to `150`): Most requests of each kind.
+        folds (`int`, *optional*, defaults to `4`): Parts of the train requests, each of which is kept back once.
+        examples_per_kind (`int`, *optional*, defaults to `300`): Most requests of each kind.
         batch_size (`int`, *optional*, defaults to `16`): Requests per forward pass.
         max_length (`int`, *optional*): Most tokens of a request; the model's context when left out.
-        seed (`int`, *optional*, defaults to `0`): Decides which requests are kept back.
+        seed (`int`, *optional*, defaults to `0`): Decides which requests are kept back together.
         chat_template (`str`, *optional*): Replaces the tokenizer's own.
 
     Returns:
@@ -122,7 +119,7 @@ def fit_trigger(
     examples = check_fittable(
         prompts,
         false_positive_budget=false_positive_budget,
-        validation_share=validation_share,
+        folds=folds,
         examples_per_kind=examples_per_kind,
         seed=seed,
     )
@@ -155,8 +152,8 @@ def fit_trigger(
         threshold=threshold,
         budget=false_positive_budget,
         l2=l2,
-        missed=tuple(e.text for e, fired in zip(examples, fires, strict=True) if e.held and e.harmful and not fired),
-        flagged=tuple(e.text for e, fired in zip(examples, fires, strict=True) if e.held and not e.harmful and fired),
+        missed=tuple(e.text for e, fired in zip(examples, fires, strict=True) if e.harmful and not fired),
+        flagged=tuple(e.text for e, fired in zip(examples, fires, strict=True) if not e.harmful and fired),
     )
     counts = {site: part.shape[1] for site, part in parts.items()}
     write_trigger(model, adapter_name, fit, trigger, counts, template)
@@ -167,8 +164,8 @@ def check_fittable(
     prompts: PromptSet,
     *,
     false_positive_budget: float = 0.15,
-    validation_share: float = 0.25,
-    examples_per_kind: int = 150,
+    folds: int = 4,
+    examples_per_kind: int = 300,
     seed: int = 0,
 ) -> list[Example]:
     """
@@ -177,17 +174,20 @@ def check_fittable(
     Args:
         prompts ([`PromptSet`]): The prompt set.
         false_positive_budget (`float`, *optional*, defaults to `0.15`): As in [`fit_trigger`], like the others.
-        validation_share (`float`, *optional*, defaults to `0.25`): Share that is kept back.
-        examples_per_kind (`int`, *optional*, defaults to `150`): Most requests of each kind.
-        seed (`int`, *optional*, defaults to `0`): Decides which requests are kept back.
+        folds (`int`, *optional*, defaults to `4`): Parts of the train requests.
+        examples_per_kind (`int`, *optional*, defaults to `300`): Most requests of each kind.
+        seed (`int`, *optional*, defaults to `0`): Decides which requests are kept back together.
 
     Raises:
-        ValueError: When a share is impossible, or there are too few requests.
+        ValueError: When the budget or the number of folds is impossible, or there are too few requests.
     """
-    for name, value in (("false_positive_budget", false_positive_budget), ("validation_share", validation_share)):
-        if not 0 < value < 1:
-            raise ValueError(f"got {name}={value}; expected a share between 0 and 1; 0.02 is 2 %")
-    examples = examples_of(prompts, validation_share=validation_share, seed=seed, most=examples_per_kind)
+    if not 0 < false_positive_budget < 1:
+        raise ValueError(
+            f"got false_positive_budget={false_positive_budget}; expected a share between 0 and 1; 0.02 is 2 %"
+        )
+    if folds < 2:
+        raise ValueError(f"got folds={folds}; expected at least 2, to measure on requests that were kept back; use 4")
+    examples = examples_of(prompts, folds=folds, seed=seed, most=examples_per_kind)
     check_enough(examples, false_positive_budget)
     return examples
 
@@ -217,72 +217,15 @@ def check_enough(examples: Sequence[Example], budget: float) -> None:
     Raises:
         ValueError: Says how many requests there are and how many it takes.
     """
-    harmful = sum(e.group == "plain" and e.held for e in examples)
-    harmless = sum(e.group in ("benign", "borderline") and e.held for e in examples)
+    harmful = sum(e.group == "plain" for e in examples)
+    harmless = sum(e.group in ("benign", "borderline") for e in examples)
     needed = max(FEWEST, math.ceil(0.5 / budget))
     if harmful < FEWEST or harmless < needed:
         raise ValueError(
             f"got {harmful} harmful and {harmless} harmless train requests to calibrate the trigger on; expected at "
             f"least {FEWEST} and {needed} for a false-positive budget of {budget}; add train prompts, raise "
-            "validation_share or the budget, or use static modulation"
+            "the budget, or use static modulation"
         )
-
-
-def cross_fitted(examples: Sequence[Example], features: Tensor) -> tuple[float, dict[str, float], Tensor, Linear]:
-    """
-    Fit with each family and frame left out, choose the regularisation by that, and fit on all.
-
-    Returns:
-        `tuple`: The regularisation; source to the area under the curve without it; scores of all examples `(n,)`, by
-        the trigger that did not see their source; and the trigger that saw all.
-    """
-    best: tuple[float, float, dict[str, float], Tensor, Linear] | None = None
-    for l2 in logging.tqdm(L2, desc="fit trigger", unit="fit"):
-        aucs, scores, trigger = cross_scored(examples, features, l2)
-        mean = sum(aucs.values()) / max(1, len(aucs))
-        if best is None or mean > best[0]:
-            best = (mean, l2, aucs, scores, trigger)
-    assert best is not None
-    return best[1:]
-
-
-def cross_scored(examples: Sequence[Example], features: Tensor, l2: float) -> tuple[dict[str, float], Tensor, Linear]:
-    """The same at one regularisation."""
-    labels = torch.tensor([example.harmful for example in examples])
-    held = torch.tensor([example.held for example in examples])
-    sources = [example.source for example in examples]
-    plain = torch.tensor([source is None for source in sources])
-    trigger = fit_logistic(features[~held], labels[~held], l2=l2, precision=TRIGGER_DTYPE)
-    scores = trigger.score(features)
-    aucs: dict[str, float] = {}
-    for source in dict.fromkeys(s for s in sources if s is not None):
-        own = torch.tensor([s == source for s in sources])
-        without = fit_logistic(features[~held & ~own], labels[~held & ~own], l2=l2)
-        there = without.score(features)
-        scores[own] = there[own]
-        positive, negative = there[own & held & labels], there[(own | plain) & held & ~labels]
-        if len(positive) and len(negative):
-            aucs[source] = area_under_curve(positive, negative)
-    return aucs, scores, trigger
-
-
-def calibrated(examples: Sequence[Example], scores: Tensor, budget: float) -> float:
-    """The lowest threshold at which each group of harmless requests that were kept back stays within the budget."""
-    lowest = -math.inf
-    for group in sorted({e.group for e in examples if e.held and not e.harmful}):
-        chosen = torch.tensor([e.held and not e.harmful and e.group == group for e in examples])
-        ordered = scores[chosen].sort(descending=True).values
-        lowest = max(lowest, float(ordered[int(budget * len(ordered))]))
-    return lowest
-
-
-def rates(examples: Sequence[Example], fires: Tensor, *, harmful: bool) -> dict[str, float]:
-    """Group to the share of its requests, among those kept back, that triggers."""
-    found = {}
-    for group in sorted({e.group for e in examples if e.held and e.harmful == harmful}):
-        chosen = torch.tensor([e.held and e.harmful == harmful and e.group == group for e in examples])
-        found[group] = float(fires[chosen].double().mean())
-    return found
 
 
 def write_trigger(

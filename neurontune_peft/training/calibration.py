@@ -1,0 +1,93 @@
+"""How well does a trigger read requests, attacks and wrappings that it was not fitted on? What follows for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from neurontune_peft.training.logistic import Linear, area_under_curve, fit_logistic
+from neurontune_peft.training.requests import Example
+from neurontune_peft.tuner.trigger import TRIGGER_DTYPE
+
+L2 = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+def cross_fitted(examples: Sequence[Example], features: Tensor) -> tuple[float, dict[str, float], Tensor, Linear]:
+    """
+    Keep each fold of the requests back once, and with it each family and frame in turn; then fit on all examples.
+
+    The regularisation is the one that does best without a source on the first fold.
+
+    Args:
+        examples (`Sequence[Example]`): The examples.
+        features (`torch.Tensor`): Their features, shape `(n, k)`.
+
+    Returns:
+        `tuple`: The regularisation; source to the area under the curve without it, mean over the folds; scores of all
+        examples `(n,)`, each by a trigger that saw neither its request nor its source; and the trigger that saw all.
+    """
+    best: tuple[float, float, dict[str, float], Tensor] | None = None
+    for l2 in logging.tqdm(L2, desc="fit trigger", unit="fit"):
+        aucs, scores = cross_scored(examples, features, l2, fold=0)
+        mean = sum(aucs.values()) / max(1, len(aucs))
+        if best is None or mean > best[0]:
+            best = (mean, l2, aucs, scores)
+    assert best is not None
+    _, l2, aucs, scores = best
+    by_fold = [aucs]
+    for fold in range(1, 1 + max(example.fold for example in examples)):
+        aucs, found = cross_scored(examples, features, l2, fold=fold)
+        by_fold.append(aucs)
+        scores = torch.where(found.isnan(), scores, found)
+    sources = dict.fromkeys(source for aucs in by_fold for source in aucs)
+    mean_auc = {s: _mean([aucs[s] for aucs in by_fold if s in aucs]) for s in sources}
+    labels = torch.tensor([example.harmful for example in examples])
+    return l2, mean_auc, scores, fit_logistic(features, labels, l2=l2, precision=TRIGGER_DTYPE)
+
+
+def cross_scored(
+    examples: Sequence[Example], features: Tensor, l2: float, *, fold: int
+) -> tuple[dict[str, float], Tensor]:
+    """Source to the area under the curve without it, and scores `(n,)`, NaN outside the fold."""
+    labels = torch.tensor([example.harmful for example in examples])
+    kept = torch.tensor([example.fold == fold for example in examples])
+    sources = [example.source for example in examples]
+    plain = kept & torch.tensor([source is None for source in sources])
+    scores = torch.full((len(examples),), math.nan, dtype=torch.float64)
+    scores[plain] = fit_logistic(features[~kept], labels[~kept], l2=l2).score(features[plain])
+    aucs: dict[str, float] = {}
+    for source in dict.fromkeys(s for s in sources if s is not None):
+        own = torch.tensor([s == source for s in sources])
+        there = fit_logistic(features[~kept & ~own], labels[~kept & ~own], l2=l2).score(features)
+        scores[own & kept] = there[own & kept]
+        positive, negative = there[own & kept & labels], there[(own & kept | plain) & ~labels]
+        if len(positive) and len(negative):
+            aucs[source] = area_under_curve(positive, negative)
+    return aucs, scores
+
+
+def calibrated(examples: Sequence[Example], scores: Tensor, budget: float) -> float:
+    """The lowest threshold at which each group of harmless requests stays within the budget."""
+    lowest = -math.inf
+    for group in sorted({e.group for e in examples if not e.harmful}):
+        chosen = torch.tensor([not e.harmful and e.group == group for e in examples])
+        ordered = scores[chosen].sort(descending=True).values
+        lowest = max(lowest, float(ordered[int(budget * len(ordered))]))
+    return lowest
+
+
+def rates(examples: Sequence[Example], fires: Tensor, *, harmful: bool) -> dict[str, float]:
+    """Group to the share of its requests that triggers."""
+    found = {}
+    for group in sorted({e.group for e in examples if e.harmful == harmful}):
+        chosen = torch.tensor([e.harmful == harmful and e.group == group for e in examples])
+        found[group] = float(fires[chosen].double().mean())
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
