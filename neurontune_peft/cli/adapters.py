@@ -14,6 +14,7 @@ from neurontune_peft.cli.common import ModelOptions, with_answers
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.tuner import NeuronTuneConfig
 from neurontune_peft.tuner.files import AdapterFile
+from neurontune_peft.tuner.saved import relative_base
 
 
 @dataclass(frozen=True)
@@ -91,5 +92,6 @@ def write_presets(adapter: str, presets: Mapping[str, Mapping[str, Any]]) -> Non
     check_local(adapter)
     config = NeuronTuneConfig.from_pretrained(adapter)
     config.presets = {**(config.presets or {}), **{name: dict(values) for name, values in presets.items()}}
+    config.base_model_name_or_path = relative_base(config.base_model_name_or_path)
     config.__post_init__()  # refuses what could not be loaded again
     config.save_pretrained(adapter)

@@ -11,6 +11,7 @@ import tyro
 from neurontune_peft.cli.common import check_output, written_whole
 from neurontune_peft.tuner.arithmetic import compose
 from neurontune_peft.tuner.files import AdapterFile
+from neurontune_peft.tuner.saved import relative_base
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Compose:
         check_output(self.output)
         files = [AdapterFile.load(adapter) for adapter in self.adapters]
         made = compose(files, self.weights, drop_triggers=self.modulation == "static")
+        made.config.base_model_name_or_path = relative_base(made.config.base_model_name_or_path)
         with written_whole(self.output) as directory:
             made.save(directory)
         print(made.neurons)

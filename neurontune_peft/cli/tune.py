@@ -27,6 +27,7 @@ from neurontune_peft.cli.tracking import Tracker, check_tracker, tracked
 from neurontune_peft.evaluation import Report, evaluate
 from neurontune_peft.neurons import Neurons, Scores
 from neurontune_peft.prompts import PromptSet
+from neurontune_peft.prompts.chat import read_template
 from neurontune_peft.prompts.prompt_set import check_tunable
 from neurontune_peft.report import Document, adapter_part, compare_markdown, summary, write_report
 from neurontune_peft.report.adapter import portable
@@ -48,6 +49,7 @@ from neurontune_peft.training import (
 from neurontune_peft.tuner import NeuronTuneConfig
 from neurontune_peft.tuner.files import AdapterFile
 from neurontune_peft.tuner.fingerprint import fingerprint
+from neurontune_peft.tuner.saved import relative_base
 
 logger = logging.get_logger(__name__)
 
@@ -281,7 +283,8 @@ class Tune(ModelOptions):
             "nearly_flagged",
         )
         own = {name: str(getattr(self, name)) for name in names}
-        measured = {name: getattr(self, name) for name in ("max_new_tokens", "batch_size", "chat_template", "dtype")}
+        measured: dict[str, Any] = {name: getattr(self, name) for name in ("max_new_tokens", "batch_size", "dtype")}
+        measured["chat_template"] = read_template(self.chat_template)
         training = self.training.to_dict()
         return own | measured | {"weights": weights, "prompts": prompts.fingerprint, "training": training}
 
@@ -296,6 +299,8 @@ class Tune(ModelOptions):
         )
 
     def _write(self, made: Made, before: Report, after: Report, parts: dict[float, Report], steps: Steps) -> None:
+        config = made.model.peft_config["default"]
+        config.base_model_name_or_path = relative_base(config.base_model_name_or_path)
         with written_whole(self.output) as directory:
             made.model.save_pretrained(directory)
             made.neurons.save(directory / "neurons.json")
@@ -310,7 +315,7 @@ class Tune(ModelOptions):
                     "model": portable(self.model),
                     "judges": [after.judge],
                     "options": dict(after.options),
-                    **made.model.peft_config["default"].provenance,
+                    **config.provenance,
                 },
                 command=command_line("tune", self),
                 details=printed(made, steps.seconds),

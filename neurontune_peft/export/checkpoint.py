@@ -236,8 +236,9 @@ def companions(directory: Path) -> list[Path]:
 
 
 def _directory(model: str | os.PathLike[str]) -> Path:
-    if Path(model).is_dir():
-        return Path(model)
+    place = Path(model).expanduser()  # adapters name models in the user's own directory by "~"
+    if place.is_dir():
+        return place
     try:
         patterns = ["*.safetensors", SAFE_WEIGHTS_INDEX_NAME, *COMPANIONS]
         return Path(snapshot_download(str(model), allow_patterns=patterns))

@@ -26,6 +26,7 @@ from neurontune_peft.evaluation.measure import evaluate
 from neurontune_peft.evaluation.result import Report
 from neurontune_peft.judges import Judge, format_judge, judge_name
 from neurontune_peft.prompts import PromptSet
+from neurontune_peft.prompts.chat import read_template
 from neurontune_peft.prompts.prompt_set import check_tunable
 from neurontune_peft.training import MetaConfig, check_fittable
 from neurontune_peft.tuner.fingerprint import fingerprint
@@ -138,7 +139,7 @@ def compare(
         selection or {},
         lr_tries,
         rates={},
-        chat_template=chat_template,
+        chat_template=read_template(chat_template),
         system_prompt=system_prompt,
     )
     options = {**_options(bench), "max_tests": max_tests, "max_new_tokens": max_new_tokens, "judge": judge_name(judge)}

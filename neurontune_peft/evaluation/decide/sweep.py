@@ -18,6 +18,7 @@ from neurontune_peft.evaluation.decide.settings import COUNTS, STRENGTHS, Count,
 from neurontune_peft.evaluation.measure import evaluate
 from neurontune_peft.judges import Judge, format_judge, judge_name
 from neurontune_peft.prompts import PromptSet
+from neurontune_peft.prompts.chat import read_template
 from neurontune_peft.training.trigger import check_adapter
 from neurontune_peft.tuner.presets import Setting, check_setting
 
@@ -88,7 +89,7 @@ def sweep(
     if max_tests is not None and max_tests < 1:
         raise ValueError(f"got max_tests={max_tests}; expected at least 1; leave it out to measure on all prompts")
     tests = measured_part(prompts, max_tests)
-    options = {"max_new_tokens": max_new_tokens, "chat_template": chat_template, "max_tests": max_tests}
+    options = {"max_new_tokens": max_new_tokens, "chat_template": read_template(chat_template), "max_tests": max_tests}
     measure = partial(
         evaluate,
         tokenizer=tokenizer,
