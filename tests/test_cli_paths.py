@@ -11,7 +11,7 @@ from gguf_base import write_base_gguf
 from helpers import CHAT_TEMPLATE, tiny_llama, tiny_prompt_set, tiny_tokenizer
 from peft import AutoPeftModelForCausalLM
 
-from neurontune_peft.cli import main, tune
+from neurontune_peft.cli import main, tuning
 from neurontune_peft.cli.config_files import as_options, read
 from neurontune_peft.cli.judge import JudgeAnswers
 from neurontune_peft.cli.main import COMMANDS
@@ -152,7 +152,7 @@ def interrupted(words: list[str], work: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tune, "write_report", stop)
+        patch.setattr(tuning, "write_report", stop)
         assert main(words) == 130
     shutil.copytree(work / ".tuned.resume", work / "left")
 

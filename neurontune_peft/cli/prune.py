@@ -10,9 +10,6 @@ from typing import Annotated, Literal
 import tyro
 
 from neurontune_peft.cli.common import check_output, parse_counts, written_whole
-from neurontune_peft.tuner.arithmetic import READ_ONLY_ROLE, prune
-from neurontune_peft.tuner.files import AdapterFile
-from neurontune_peft.tuner.saved import relative_base
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,10 @@ class Prune:
 
     def run(self) -> None:
         """Read, cut, save."""
+        from neurontune_peft.tuner.arithmetic import READ_ONLY_ROLE, prune
+        from neurontune_peft.tuner.files import AdapterFile
+        from neurontune_peft.tuner.saved import relative_base
+
         check_output(self.output)
         file = AdapterFile.load(self.adapter)
         totals = file.neurons.totals

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from neurontune_peft.evaluation.compare.points import BENIGN, OVER_REFUSAL, WRAPPED
+from neurontune_peft.choices import BENIGN, OVER_REFUSAL, WRAPPED
 from neurontune_peft.evaluation.decide.certificate import Certificate, made_certificate
 from neurontune_peft.evaluation.decide.frontier import Frontier, Measured
 from neurontune_peft.evaluation.decide.measuring import Measurer, journal_for

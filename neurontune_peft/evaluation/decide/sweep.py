@@ -11,10 +11,11 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from neurontune_peft.choices import COUNTS, STRENGTHS
 from neurontune_peft.evaluation.compare.points import measured_part
 from neurontune_peft.evaluation.decide.frontier import Frontier
 from neurontune_peft.evaluation.decide.measuring import Measurer, journal_for
-from neurontune_peft.evaluation.decide.settings import COUNTS, STRENGTHS, Count, grid, in_order
+from neurontune_peft.evaluation.decide.settings import Count, grid, in_order
 from neurontune_peft.evaluation.measure import evaluate
 from neurontune_peft.judges import Judge, format_judge, judge_name
 from neurontune_peft.prompts import PromptSet
