@@ -78,7 +78,9 @@ def summary(made: Exported) -> str:
     lines = [f"Export: {made.directory} ({made.to})"]
     for strength, check in zip(made.strengths, made.checks, strict=True):
         if check.logits is None:
-            agreement = "logits not compared: the model does not fit into memory, or --check weights"
+            agreement = (
+                "logits not compared: the model does not fit into memory or does not run here, or --check weights"
+            )
         else:
             agreement = (
                 f"logits differ by {check.logits.relative:.1e} of the largest, same next token at "
