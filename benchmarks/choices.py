@@ -22,11 +22,12 @@ from common import parser, print_header, print_table, set_up
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from neurontune_peft import PromptSet, evaluate
+from neurontune_peft.choices import Limits
 from neurontune_peft.cli.common import with_answers
 from neurontune_peft.cli.steps import Steps
 from neurontune_peft.cli.tune import Tune
+from neurontune_peft.cli.tuning import make_adapter
 from neurontune_peft.evaluation.compare.comparison import BASE, Comparison, Row
-from neurontune_peft.evaluation.compare.frontier import Limits
 from neurontune_peft.evaluation.compare.journal import Journal
 from neurontune_peft.evaluation.compare.points import COLUMNS, Point, measured_part, outcomes_of
 from neurontune_peft.tuner.fingerprint import fingerprint
@@ -80,7 +81,7 @@ def point_of(
     if key[0] == BASE:
         tuned, numbers = model, 0
     else:
-        tuned = tune.make_adapter(model, tokenizer, prompts, Steps(directory)).model
+        tuned = make_adapter(tune, model, tokenizer, prompts, Steps(directory)).model
         shutil.copy(directory / SCORES, shared)
         numbers = tuned.get_neurons().total
     spent = time.monotonic() - start

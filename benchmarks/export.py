@@ -117,7 +117,7 @@ def main() -> None:
     options.add_argument("--share", type=float, default=0.03, help="share of the neurons that are scaled")
     options.add_argument("--layers", type=int, help="number of layers, for a smaller disk")
     given = set_up(options)
-    print_header("Exports")
+    print_header("Exports: `python benchmarks/export.py`")
     shape = QUICK if given.quick else SEVEN_B
     if given.layers:
         shape = shape | {"num_hidden_layers": given.layers}

@@ -9,9 +9,13 @@ import time
 
 from common import parser, print_header, set_up
 
+from neurontune_peft.cli.main import COMMANDS
+
+MODULE = "python -m neurontune_peft"
 CASES = {
     "python, doing nothing": ["-c", "pass"],
     "python -m neurontune_peft --help": ["-m", "neurontune_peft", "--help"],
+    **{f"{MODULE} {name} --help": ["-m", "neurontune_peft", *name.split(), "--help"] for name in COMMANDS},
     "import peft": ["-c", "import peft"],
     "import neurontune_peft": ["-c", "import neurontune_peft"],
     "import neurontune_peft after import peft": [

@@ -7,10 +7,10 @@ import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_atomically(path: str | os.PathLike[str], data: str | bytes) -> None:
@@ -80,6 +80,8 @@ def check_indices(site: str, indices: Tensor, width: int) -> None:
     Raises:
         ValueError: Names the offending index.
     """
+    import torch  # the command line checks its files without
+
     outside = indices[(indices < 0) | (indices >= width)]
     if outside.numel():
         raise ValueError(
@@ -101,6 +103,8 @@ def check_ranks(role: str, ranks: Iterable[Tensor]) -> None:
     Raises:
         ValueError: Names the role.
     """
+    import torch
+
     joined = torch.cat([*ranks, torch.empty(0, dtype=torch.long)]).long().sort().values
     if not torch.equal(joined, torch.arange(joined.numel(), device=joined.device)):
         raise ValueError(

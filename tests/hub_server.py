@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -68,6 +68,8 @@ class HubServer(ThreadingHTTPServer):
         self.stored: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.log: list[str] = []
+        # What another server would answer in place of this one: (request, status, content, headers) to the last three.
+        self.change: Callable[[str, int, Any, dict[str, str]], tuple[int, Any, dict[str, str]]] | None = None
         self.sent_to_storage: list[str | None] = []
         self.lock = threading.Lock()
 
@@ -145,6 +147,9 @@ class Handler(BaseHTTPRequestHandler):
         return body
 
     def reply(self, status: int, content: Any = b"", **headers: str) -> None:
+        if self.server.change is not None:
+            request = f"{self.command} {urlsplit(self.path).path}"
+            status, content, headers = self.server.change(request, status, content, headers)
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in headers.items():

@@ -40,13 +40,33 @@ def test_help_loads_neither_torch_nor_peft(words):
     assert not {"torch", "peft", "transformers", "numpy", "tyro"} & modules
 
 
-def test_a_program_registers_the_method_with_its_first_command_that_needs_it():
+def test_the_help_of_no_command_loads_torch():
+    code = """
+import contextlib, io, json, sys
+sys.argv = ["bin/neurontune"]
+from neurontune_peft.cli.main import COMMANDS, main
+found = {}
+for name in COMMANDS:
+    text = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(text):
+        main([*name.split(), "--help"])
+    heavy = {"torch", "transformers", "peft", "accelerate", "numpy", "safetensors", "huggingface_hub"}
+    found[name] = [f"Example: neurontune {name} " in text.getvalue(), *sorted(heavy & set(sys.modules))]
+print(json.dumps(found))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {name: [True] for name in COMMANDS}
+
+
+def test_a_program_registers_the_method_with_a_command_that_runs():
     code = (
         "import sys; sys.argv = ['bin/neurontune']; import neurontune_peft; print('torch' in sys.modules); "
-        "from neurontune_peft.cli import common; import peft; print('NEURONTUNE' in peft.PeftType.__members__)"
+        "from neurontune_peft.cli import main; main(['prompts', 'show']); import peft; "
+        "print('NEURONTUNE' in peft.PeftType.__members__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "True"]
+    words = done.stdout.split()
+    assert (words[0], words[-1]) == ("False", "True")
 
 
 def test_any_other_script_registers_the_method_at_once():

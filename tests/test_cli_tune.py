@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from neurontune_peft import Neurons
-from neurontune_peft.cli import main, tune
+from neurontune_peft.cli import main, tune, tuning
 from neurontune_peft.prompts import Prompt
 from neurontune_peft.training import Log
 from neurontune_peft.training.resistance import NothingToLearnError
@@ -51,7 +51,7 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_with_the_same_bytes(call, m
         def interrupt(*args, **kwargs):
             raise KeyboardInterrupt
 
-        patch.setattr(tune, step, interrupt)
+        patch.setattr(tuning, step, interrupt)
         assert call("cut")[0] == 130
     done = {path.name for path in (whole.parent / ".cut.resume").iterdir()}
     assert "base.json" in done
@@ -61,7 +61,7 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_with_the_same_bytes(call, m
         def fail(*args, **kwargs):
             raise AssertionError("scored again")
 
-        monkeypatch.setattr(tune, "attribute", fail)
+        monkeypatch.setattr(tuning, "attribute", fail)
     code, cut = call("cut")
     assert code == 0
     assert adapter(cut) == adapter(whole)
@@ -70,7 +70,7 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_with_the_same_bytes(call, m
 
 def test_what_another_run_left_is_not_mixed_in(call, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(tune, "meta_train", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(tuning, "meta_train", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
         assert call("cut")[0] == 130
     code, output = call("cut", "--seed", "1")
     assert code == 2
@@ -107,7 +107,7 @@ def test_a_model_that_resists_already_is_left_alone_unless_forced(call, monkeypa
     def resists(*args, **kwargs):
         raise NothingToLearnError("got a model that refuses 100% of 9 train attacks; expected …; use it as it is")
 
-    monkeypatch.setattr(tune, "check_learnable", resists)
+    monkeypatch.setattr(tuning, "check_learnable", resists)
     code, output = call("out")
     assert code == 2
     assert "got a model that refuses 100%" in capsys.readouterr().err
@@ -125,7 +125,7 @@ def test_a_model_that_resists_already_is_left_alone_unless_forced(call, monkeypa
     ],
 )
 def test_a_wrong_call_is_refused_before_the_model_is_measured(call, monkeypatch, capsys, options, message):
-    monkeypatch.setattr(tune, "evaluate", lambda *args, **kwargs: pytest.fail("measured"))
+    monkeypatch.setattr(tuning, "evaluate", lambda *args, **kwargs: pytest.fail("measured"))
     assert call("out", *options)[0] == 2
     assert message in capsys.readouterr().err
 

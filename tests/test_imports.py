@@ -9,7 +9,7 @@ PACKAGE = Path(neurontune_peft.__file__).parent
 
 # From the ground up; a module may import from its own layer and from those before it.
 LAYERS = (
-    ("checks", "neurons", "objectives", "judges"),
+    ("checks", "choices", "neurons", "objectives", "judges"),
     ("sites", "prompts"),
     ("tuner", "attribution", "selection"),
     ("training", "export"),

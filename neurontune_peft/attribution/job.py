@@ -31,6 +31,7 @@ from neurontune_peft.attribution.stream import Stream, first_batch_size
 from neurontune_peft.attribution.tasks import CheckedObjective, Task
 from neurontune_peft.neurons import Site
 from neurontune_peft.prompts.answers import context_length
+from neurontune_peft.prompts.chat import read_template
 from neurontune_peft.tuner.fingerprint import fingerprint
 
 logger = logging.get_logger(__name__)
@@ -80,7 +81,7 @@ class Job:
             "roles": list(self.tasks),
             "objectives": {role: _objective_name(task) for role, task in self.tasks.items()},
             "batch_size": self.batch_size,
-            "chat_template": self.chat_template or getattr(self.tokenizer, "chat_template", None),
+            "chat_template": read_template(self.chat_template) or getattr(self.tokenizer, "chat_template", None),
             "max_length": self.context,
             "sites": {name: site.width for name, site in self.sites.items()},
             "model": weights_of(self.model),

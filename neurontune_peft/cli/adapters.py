@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from neurontune_peft.cli.common import ModelOptions, with_answers
-from neurontune_peft.prompts import PromptSet
-from neurontune_peft.tuner import NeuronTuneConfig
-from neurontune_peft.tuner.files import AdapterFile
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from neurontune_peft.prompts import PromptSet
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class AdapterOptions(ModelOptions):
         Raises:
             ValueError: When one of them cannot be loaded, or the adapter is one of another method.
         """
+        from peft import PeftModel
+
+        from neurontune_peft.tuner import NeuronTuneConfig
+        from neurontune_peft.tuner.files import AdapterFile
+
         AdapterFile.load(self.adapter)  # before the model, as a model takes long
         model, tokenizer = self.load()
         config = NeuronTuneConfig.from_pretrained(self.adapter)
@@ -88,8 +93,12 @@ def write_presets(adapter: str, presets: Mapping[str, Mapping[str, Any]]) -> Non
         adapter (`str`): Directory of the adapter.
         presets (`Mapping[str, Mapping[str, Any]]`): Name to setting.
     """
+    from neurontune_peft.tuner import NeuronTuneConfig
+    from neurontune_peft.tuner.saved import relative_base
+
     check_local(adapter)
     config = NeuronTuneConfig.from_pretrained(adapter)
     config.presets = {**(config.presets or {}), **{name: dict(values) for name, values in presets.items()}}
+    config.base_model_name_or_path = relative_base(config.base_model_name_or_path)
     config.__post_init__()  # refuses what could not be loaded again
     config.save_pretrained(adapter)

@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from accelerate import PartialState
-
-from neurontune_peft.attribution import attribute
 from neurontune_peft.cli.common import ModelOptions, with_answers
-from neurontune_peft.prompts import PromptSet
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,9 @@ class Attribute(ModelOptions):
 
     def run(self) -> dict[str, Any]:
         """Score, print a summary and save; only the main process writes the file."""
+        from neurontune_peft.attribution import attribute
+        from neurontune_peft.prompts import PromptSet
+
         if self.output.exists():
             raise ValueError(
                 f"got output '{self.output}', which exists; expected a new file; choose another name or delete it"
@@ -121,6 +122,9 @@ class Attribute(ModelOptions):
 @contextmanager
 def joined() -> Iterator[PartialState | None]:
     """The processes that `accelerate launch` or `torchrun` started; `None` for a process of its own."""
+    import torch
+    from accelerate import PartialState
+
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield None
         return

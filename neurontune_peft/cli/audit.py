@@ -8,17 +8,16 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from peft import PeftModel
 
 from neurontune_peft.cli.common import ModelOptions
-from neurontune_peft.hub.audit import Audit as Result
-from neurontune_peft.hub.audit import audit
-from neurontune_peft.hub.margin import MarginEffect, margin_effects
-from neurontune_peft.neurons.text import draw_bars
-from neurontune_peft.prompts import PromptSet
+
+if TYPE_CHECKING:
+    from neurontune_peft.hub.audit import Audit as Result
+    from neurontune_peft.hub.margin import MarginEffect
+
 
 _COLOURS = {"danger": "\033[1;31m", "warning": "\033[33m", "ok": "\033[32m", "note": ""}
 
@@ -66,6 +65,8 @@ class Audit:
         Raises:
             SystemExit: With code 1 when something dangerous was found.
         """
+        from neurontune_peft.hub.audit import audit
+
         found = audit(
             self.adapter,
             revision=self.revision,
@@ -77,6 +78,11 @@ class Audit:
             raise SystemExit(1)
 
     def _measure(self, directory: Path) -> Mapping[str, MarginEffect]:
+        from peft import PeftModel
+
+        from neurontune_peft.hub.margin import margin_effects
+        from neurontune_peft.prompts import PromptSet
+
         options: dict[str, Any] = {name: getattr(self, name) for name in ("dtype", "device", "chat_template")}
         model, tokenizer = ModelOptions(model=str(self.model), **options).load()
         tuned = PeftModel.from_pretrained(model, str(directory)).eval()
@@ -92,6 +98,8 @@ class Audit:
 
 def as_text(found: Result, *, colour: bool) -> str:
     """An audit for people; dangerous findings in red."""
+    from neurontune_peft.neurons.text import draw_bars
+
     lines = [f"Audit of {found.name}", ""]
     for finding in found.findings:
         line = f"{finding.level:<8} {finding.about:<14} {finding.text}"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, fields, make_dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol, Union, runtime_checkable
 
@@ -79,6 +80,7 @@ def run(name: str, command: type, words: Sequence[str]) -> int:
         SystemExit: As the parser or the command says.
     """
     call = parse(name, command, words)
+    import_module("neurontune_peft.tuner")  # registers the method with PEFT, whatever the command loads
     work: Callable[[], Any] = partial(_estimated, call) if call.dry_run else call.command.run
     code = _run_for_machines(call, work) if call.json else _run_for_people(work)
     if not call.dry_run and code < 2:

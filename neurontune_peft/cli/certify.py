@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from neurontune_peft.cli.adapters import AdapterOptions, check_local, write_presets
 from neurontune_peft.cli.calls import CheckFailed
-from neurontune_peft.evaluation.decide.certify import LIMITS, Certificate, certify, check_known_source
-from neurontune_peft.evaluation.decide.testing import check_limits
-from neurontune_peft.prompts import PromptSet
+
+if TYPE_CHECKING:
+    from neurontune_peft.evaluation.decide.certify import Certificate
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,10 @@ class Certify(AdapterOptions):
             CheckFailed: When no setting can be certified; the certificate, which says what it would take,
                 is written all the same.
         """
+        from neurontune_peft.evaluation.decide.certify import LIMITS, certify, check_known_source
+        from neurontune_peft.evaluation.decide.testing import check_limits
+        from neurontune_peft.prompts import PromptSet
+
         limits = parse_limits(self.limit) or {"over_refusal": 0.05}
         check_limits(limits, LIMITS, self.confidence)
         if self.write:

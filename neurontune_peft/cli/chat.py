@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-
-from peft import PeftModel
-from transformers.utils import logging
+from typing import TYPE_CHECKING
 
 from neurontune_peft.cli.common import ModelOptions
-from neurontune_peft.playground import Playground
-from neurontune_peft.playground.terminal import HELP, Terminal
-from neurontune_peft.prompts import PromptSet
+
+if TYPE_CHECKING:
+    from neurontune_peft.playground import Playground
+
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -49,6 +48,13 @@ class Chat(ModelOptions):
         Raises:
             ValueError: When lines that came from a file or a pipe held commands that were refused.
         """
+        from peft import PeftModel
+        from transformers.utils import logging
+
+        from neurontune_peft.playground import Playground
+        from neurontune_peft.playground.terminal import HELP, Terminal
+        from neurontune_peft.prompts import PromptSet
+
         prompts = PromptSet.load(self.prompts)
         model, tokenizer = self.load()
         tuned = PeftModel.from_pretrained(model, self.adapter)

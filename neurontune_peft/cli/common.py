@@ -12,22 +12,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 import tyro
-from huggingface_hub import constants
-from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 
-from neurontune_peft.prompts import PromptSet, complete_responses
-from neurontune_peft.tuner.fingerprint import fingerprint
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from neurontune_peft.prompts import PromptSet
 
 
 @dataclass(frozen=True)
@@ -56,6 +49,9 @@ class ModelOptions:
         Raises:
             ValueError: When there is no such model, or the device does not exist.
         """
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         auto = "float32" if device == "cpu" else "auto"
         options: dict[str, Any] = {"dtype": auto if self.dtype == "auto" else self.dtype}
@@ -83,6 +79,8 @@ def quantization(kind: str) -> BitsAndBytesConfig:
     Raises:
         ValueError: When bitsandbytes is not installed.
     """
+    from transformers import BitsAndBytesConfig
+
     if find_spec("bitsandbytes") is None:
         raise ValueError(f"got quantize='{kind}'; expected bitsandbytes to be installed; pip install bitsandbytes")
     if kind == "int8":
@@ -102,6 +100,11 @@ def with_answers(
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         options: Further options of [`complete_responses`].
     """
+    from huggingface_hub import constants
+
+    from neurontune_peft.prompts import complete_responses
+    from neurontune_peft.tuner.fingerprint import fingerprint
+
     return complete_responses(
         prompts,
         model,

@@ -8,21 +8,16 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
-
-from transformers.utils import logging
+from typing import TYPE_CHECKING, Any, Literal
 
 from neurontune_peft.checks import write_atomically
+from neurontune_peft.choices import DEFAULT_METHODS, SETTINGS, Limits
 from neurontune_peft.cli.common import ModelOptions, parse_counts, with_answers
 from neurontune_peft.cli.tune import Tune
-from neurontune_peft.evaluation.compare import DEFAULT_METHODS, Comparison, Limits, compare
-from neurontune_peft.evaluation.compare.run import SETTINGS
-from neurontune_peft.prompts import PromptSet
-from neurontune_peft.report.controls import controls_markdown, verdict
-from neurontune_peft.report.pareto import pareto_plot
-from neurontune_peft.training import MetaConfig
+from neurontune_peft.training.config import MetaConfig
 
-logger = logging.get_logger(__name__)
+if TYPE_CHECKING:
+    from neurontune_peft.evaluation.compare import Comparison
 
 ROWS, RESULT, TABLES, PLOT = "rows.jsonl", "comparison.json", "comparison.md", "pareto.png"
 OWN = {ROWS, RESULT, TABLES, PLOT, "run.yaml"}
@@ -77,6 +72,10 @@ class Compare(ModelOptions):
 
     def run(self) -> dict[str, Any]:
         """Compare, save and print; returns what was saved."""
+        from neurontune_peft.evaluation.compare import compare
+        from neurontune_peft.prompts import PromptSet
+        from neurontune_peft.report.controls import verdict
+
         check_resumable(self.output)
         counts = parse_counts(self.counts)
         methods = parse_methods(self.methods)
@@ -114,10 +113,16 @@ class Compare(ModelOptions):
         return saved
 
     def _save(self, comparison: Comparison) -> None:
+        from transformers.utils import logging
+
+        from neurontune_peft.report.controls import controls_markdown
+        from neurontune_peft.report.pareto import pareto_plot
+
         comparison.save(self.output / RESULT)
         write_atomically(self.output / TABLES, controls_markdown(comparison))
         if find_spec("matplotlib") is None:
-            logger.warning("No matplotlib, so no %s; pip install neurontune-peft[plot] and repeat the command", PLOT)
+            message = "No matplotlib, so no %s; pip install neurontune-peft[plot] and repeat the command"
+            logging.get_logger(__name__).warning(message, PLOT)
         else:
             pareto_plot(comparison, self.output / PLOT)
 

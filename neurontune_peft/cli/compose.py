@@ -9,8 +9,6 @@ from typing import Annotated, Literal
 import tyro
 
 from neurontune_peft.cli.common import check_output, written_whole
-from neurontune_peft.tuner.arithmetic import compose
-from neurontune_peft.tuner.files import AdapterFile
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,14 @@ class Compose:
 
     def run(self) -> None:
         """Read all adapters, add them up, save the sum."""
+        from neurontune_peft.tuner.arithmetic import compose
+        from neurontune_peft.tuner.files import AdapterFile
+        from neurontune_peft.tuner.saved import relative_base
+
         check_output(self.output)
         files = [AdapterFile.load(adapter) for adapter in self.adapters]
         made = compose(files, self.weights, drop_triggers=self.modulation == "static")
+        made.config.base_model_name_or_path = relative_base(made.config.base_model_name_or_path)
         with written_whole(self.output) as directory:
             made.save(directory)
         print(made.neurons)

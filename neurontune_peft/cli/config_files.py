@@ -23,7 +23,7 @@ from neurontune_peft.checks import write_atomically
 NAME = "run.yaml"
 MAX_BYTES = 1 << 20
 # Options that name a file, a directory or something on the Hub, though their type is text.
-PLACES = {"model", "prompts", "adapter", "other", "chat_template"}
+PLACES = {"model", "prompts", "adapter", "other", "chat_template", "base", "attacks", "licence", "tuned_on"}
 
 
 def read(file: Path, name: str, command: type, extended: type) -> Any:
@@ -175,7 +175,9 @@ def _converted(hint: Any, value: Any, directory: Path) -> Any:
         return Path(_found(_checked(isinstance(value, str), value, "a path"), directory))
     if hint is str:
         text = _checked(isinstance(value, str), value, "text (in quotes where it looks like a number)")
-        return _found(text, directory) if text.startswith(("./", "../", "~/")) or text in (".", "..") else text
+        kind, path = _parts(text)
+        local = path.startswith(("./", "../", "~/")) or path in (".", "..")
+        return f"{kind}{_found(path, directory)}" if local else text
     if hint is float:
         return _number(value)
     if hint is type(None):
@@ -223,6 +225,13 @@ def _found(text: str, directory: Path) -> str:
     return path if below.startswith("..") else below
 
 
+def _parts(text: str) -> tuple[str, str]:
+    """What comes before a path where a word says what it is, as in `classifier:../model`, and the path."""
+    kind, colon, path = text.partition(":")
+    named = kind.isidentifier() and len(kind) > 1 and not path.startswith("//")  # neither a drive nor an address
+    return (f"{kind}{colon}", path) if colon and named else ("", text)
+
+
 def _values(command: Any) -> Iterator[tuple[str, Any]]:
     for name, hint in _hints(type(command)).items():
         value = getattr(command, name)
@@ -237,8 +246,12 @@ def _places(kind: type) -> set[str]:
 
 def _plain(value: Any, directory: Path, *, place: bool) -> Any:
     """An option as YAML types."""
-    if isinstance(value, Path) or (place and isinstance(value, str) and Path(value).exists()):
-        return _portable(Path(value), directory)
+    if isinstance(value, Path):
+        return _portable(value, directory)
+    if isinstance(value, str):
+        kind, path = _parts(value)
+        known = os.path.isabs(path) or (place and Path(value).exists())
+        return f"{kind}{_portable(Path(path), directory)}" if known else value
     if isinstance(value, Mapping):
         return {key: _plain(one, directory, place=place) for key, one in value.items()}
     if isinstance(value, list | tuple):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from peft.utils import CONFIG_NAME
 
 from neurontune_peft.checks import parse_json
-from neurontune_peft.report import difference
-from neurontune_peft.tuner.arithmetic import Difference, differences
-from neurontune_peft.tuner.files import AdapterFile
+
+if TYPE_CHECKING:
+    from neurontune_peft.tuner.arithmetic import Difference
+
 
 REPORT = "report.json"
 
@@ -41,6 +41,9 @@ class Diff:
 
     def run(self) -> None:
         """Read both and print how they differ."""
+        from neurontune_peft.tuner.arithmetic import differences
+        from neurontune_peft.tuner.files import AdapterFile
+
         paths = report_path(self.first), report_path(self.second)
         if paths[0] is not None and paths[1] is not None:
             self._reports(paths[0], paths[1])
@@ -58,12 +61,16 @@ class Diff:
         print(json.dumps(asdict(found), indent=1) if self.json else as_text(found, top=self.top))
 
     def _reports(self, first: Path, second: Path) -> None:
+        from neurontune_peft.report import difference
+
         values = [parse_json(path.read_bytes(), what=f"'{path}'") for path in (first, second)]
         print(difference(values[0], values[1]))
 
 
 def report_path(name: str) -> Path | None:
     """The report that a name stands for: a JSON file, or one in a directory without an adapter."""
+    from peft.utils import CONFIG_NAME
+
     path = Path(name)
     if path.is_file():
         return path

@@ -13,12 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import torch
-from huggingface_hub import constants, get_token
 from packaging.requirements import Requirement
-from peft import PeftType
-
-from neurontune_peft.tuner.names import METHOD
 
 PACKAGE = "neurontune-peft"
 OPTIONAL = ("bitsandbytes", "hqq", "torchao", "optimum-quanto", "matplotlib", "gguf", "lm-eval", "trl", "hf-xet")
@@ -87,6 +82,8 @@ def package_versions() -> dict[str, str]:
 
 def devices() -> dict[str, str]:
     """What can compute here."""
+    import torch
+
     found = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"}
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
@@ -98,6 +95,8 @@ def devices() -> dict[str, str]:
 
 def hub_settings() -> dict[str, str]:
     """Where models come from, without any secret."""
+    from huggingface_hub import constants, get_token
+
     found = {"endpoint": without_password(constants.ENDPOINT), "cache": constants.HF_HUB_CACHE}
     found |= {name: without_password(os.environ[name]) for name in SETTINGS if name in os.environ}
     place = Path(constants.HF_HUB_CACHE)
@@ -109,6 +108,11 @@ def hub_settings() -> dict[str, str]:
 
 def find_conflicts() -> list[str]:
     """What will not work, and what to do about it."""
+    from huggingface_hub import constants, get_token
+    from peft import PeftType
+
+    from neurontune_peft.tuner.names import METHOD
+
     found = []
     for one in requirements():
         held = _version(one.name)

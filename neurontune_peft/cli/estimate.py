@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from neurontune_peft.attribution import attribute
 from neurontune_peft.cli.common import parse_counts
+from neurontune_peft.cli.tuning import method_of
 from neurontune_peft.evaluation import evaluate
 from neurontune_peft.evaluation.compare.run import measured_part, resolve_methods
 from neurontune_peft.neurons import Scores
@@ -175,7 +176,7 @@ def _tune(bench: Bench) -> Iterator[Part]:
     command = bench.command
     yield bench.evaluation("measuring", 2 + len(command.shares))
     roles = tuple(parse_counts(command.counts))
-    part, scores = bench.attribution("scoring neurons", command.rounds, method=command._method, roles=roles)
+    part, scores = bench.attribution("scoring neurons", command.rounds, method=method_of(command), roles=roles)
     yield part
     yield bench.training("training scales", scores, command.rounds, config=command.training)
     if command.modulation == "dynamic":

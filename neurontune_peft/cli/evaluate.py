@@ -9,20 +9,15 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from typing import Any
-
-from peft import PeftModel
+from typing import TYPE_CHECKING, Any
 
 from neurontune_peft.checks import write_atomically
 from neurontune_peft.cli.attribute import device_of, joined
 from neurontune_peft.cli.common import ModelOptions, with_answers
 from neurontune_peft.cli.judge import judges_by_name
-from neurontune_peft.evaluation import Generation, Report, evaluate, read_answers, report_from_answers
-from neurontune_peft.evaluation.harness import harness_tasks
-from neurontune_peft.prompts import PromptSet
-from neurontune_peft.report import compare_markdown, summary
-from neurontune_peft.report.comparison import comparison_dict
-from neurontune_peft.tuner import NeuronTuneConfig
+
+if TYPE_CHECKING:
+    from neurontune_peft.evaluation import Report
 
 
 @dataclass(frozen=True)
@@ -81,6 +76,14 @@ class Evaluate(ModelOptions):
                 return own._measure(state.main_process_first())  # the others read its reference answers
 
     def _measure(self, alone: AbstractContextManager[Any]) -> dict[str, Any]:
+        from peft import PeftModel
+
+        from neurontune_peft.evaluation import Generation, evaluate
+        from neurontune_peft.prompts import PromptSet
+        from neurontune_peft.report import compare_markdown, summary
+        from neurontune_peft.report.comparison import comparison_dict
+        from neurontune_peft.tuner import NeuronTuneConfig
+
         generation = Generation(
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
@@ -126,6 +129,9 @@ class Evaluate(ModelOptions):
         return self._saved(comparison_dict(before, after))
 
     def _sum_up(self, answers: Path) -> dict[str, Any]:
+        from neurontune_peft.evaluation import read_answers, report_from_answers
+        from neurontune_peft.prompts import PromptSet
+
         if self.adapter is not None or self.tasks:
             raise ValueError(
                 "got --answers with --adapter or --tasks; expected answers alone, as no model is loaded; leave one out"
@@ -138,6 +144,8 @@ class Evaluate(ModelOptions):
         return self._saved(report.as_dict())
 
     def _with_tasks(self, report: Report, model: Any, tokenizer: Any) -> Report:
+        from neurontune_peft.evaluation.harness import harness_tasks
+
         if not self.tasks:
             return report
         found = harness_tasks(

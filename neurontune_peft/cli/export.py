@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from neurontune_peft.cli.common import parse_counts
-from neurontune_peft.export import Export as Exported
-from neurontune_peft.export import export_adapter
-from neurontune_peft.tuner.trigger_file import export_trigger
+
+if TYPE_CHECKING:
+    from neurontune_peft.export import Export as Exported
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class Export:
 
     def run(self) -> None:
         """Write, check and say what to do with it."""
+        from neurontune_peft.export import export_adapter
+        from neurontune_peft.tuner.trigger_file import export_trigger
+
         if self.to == "trigger":
             if self.strength or self.counts:
                 raise ValueError(
@@ -75,7 +78,9 @@ def summary(made: Exported) -> str:
     lines = [f"Export: {made.directory} ({made.to})"]
     for strength, check in zip(made.strengths, made.checks, strict=True):
         if check.logits is None:
-            agreement = "logits not compared: the model does not fit into memory, or --check weights"
+            agreement = (
+                "logits not compared: the model does not fit into memory or does not run here, or --check weights"
+            )
         else:
             agreement = (
                 f"logits differ by {check.logits.relative:.1e} of the largest, same next token at "

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import tyro
 
-from neurontune_peft.hub.evidence import Evidence
-from neurontune_peft.report import summary
-from neurontune_peft.tuner import NeuronTuneConfig
-from neurontune_peft.tuner.base_files import checkpoint_fingerprint
-from neurontune_peft.tuner.files import AdapterFile
+if TYPE_CHECKING:
+    from neurontune_peft.hub.evidence import Evidence
+    from neurontune_peft.tuner import NeuronTuneConfig
+    from neurontune_peft.tuner.files import AdapterFile
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,10 @@ class Inspect:
         Raises:
             SystemExit: With code 1 when `base` is another model than the one that the adapter was made for.
         """
+        from neurontune_peft.hub.evidence import Evidence
+        from neurontune_peft.tuner.base_files import checkpoint_fingerprint
+        from neurontune_peft.tuner.files import AdapterFile
+
         file = AdapterFile.load(self.adapter, **({"revision": self.revision} if self.revision else {}))
         directory = Path(self.adapter)
         evidence = Evidence.of(directory if directory.is_dir() else None, file.config)
@@ -107,6 +109,8 @@ def modulation_text(config: NeuronTuneConfig) -> str:
 
 def effect_text(evidence: Evidence) -> str:
     """What was measured, in a sentence."""
+    from neurontune_peft.report import summary
+
     if evidence.before is None or evidence.after is None:
         return "not measured"
     return summary(evidence.before, evidence.after)
@@ -114,6 +118,8 @@ def effect_text(evidence: Evidence) -> str:
 
 def as_text(file: AdapterFile, evidence: Evidence, *, top: int) -> str:
     """The same for people: counts per site and role, the spread of scales, the top neurons, provenance."""
+    import torch
+
     config, total = file.config, sum(file.neurons.widths.values())
     lines = [
         f"NeuronTune adapter of {file.size:,} bytes, format {config.format_version}",

@@ -8,14 +8,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from transformers.utils import logging
 
 from neurontune_peft.checks import write_atomically
-from neurontune_peft.evaluation import read_answers
-from neurontune_peft.judges import LABELS, Judge, Verdict, agreements, ask, judge_name, judge_of
+
+if TYPE_CHECKING:
+    from neurontune_peft.judges import Judge, Verdict
+
 
 MOST_UNSCORED = 0.05
 FIELDS = ("verdict", "confidence", "reason")
@@ -48,6 +49,10 @@ class JudgeAnswers:
         Raises:
             SystemExit: With code 1 when more than 5 % of the answers are unscored; the file is written.
         """
+        from transformers.utils import logging
+
+        from neurontune_peft.evaluation import read_answers
+
         rows = read_answers(self.answers)
         if self.output.exists() and not self.resume:
             raise ValueError(
@@ -64,6 +69,8 @@ class JudgeAnswers:
         self._print(judged, list(judges))
 
     def _print(self, judged: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+        from neurontune_peft.judges import LABELS, agreements
+
         counts = Counter(row["verdict"] for row in judged)
         print(f"{len(judged)} answers, judge: {names[0]}")
         print("\n".join(f"  {label:<11} {counts[label]:>6}  {counts[label] / len(judged):.1%}" for label in LABELS))
@@ -94,6 +101,8 @@ def judges_by_name(words: Sequence[str]) -> dict[str, Judge]:
     Raises:
         ValueError: there is no such judge, no word, or a word twice.
     """
+    from neurontune_peft.judges import judge_name, judge_of
+
     if not words or len(set(words)) < len(words):
         raise ValueError(f"got judges {list(words)}; expected at least one, each once; name them after --judge")
     judges: dict[str, Judge] = {}
@@ -105,6 +114,8 @@ def judges_by_name(words: Sequence[str]) -> dict[str, Judge]:
 
 
 def _verdicts(judges: Mapping[str, Judge], row: Mapping[str, Any]) -> dict[str, Verdict]:
+    from neurontune_peft.judges import ask
+
     return {name: ask(judge, row["prompt"], row["completion"]) for name, judge in judges.items()}
 
 

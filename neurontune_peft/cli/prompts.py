@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from neurontune_peft.cli.common import check_output, written_whole
-from neurontune_peft.prompts import PromptSet
-from neurontune_peft.prompts.convert import check, convert, describe
-from neurontune_peft.prompts.convert.check import Findings
-from neurontune_peft.prompts.convert.convert import Options
+
+if TYPE_CHECKING:
+    from neurontune_peft.prompts.convert.check import Findings
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,10 @@ class Convert:
 
     def run(self) -> None:
         """Convert, save and print."""
+        from neurontune_peft.prompts import PromptSet
+        from neurontune_peft.prompts.convert import check, convert
+        from neurontune_peft.prompts.convert.convert import Options
+
         check_output(self.output)
         if not self.files:
             raise ValueError("got no files; expected at least one; name the files to convert")
@@ -96,6 +99,8 @@ class Validate:
         Raises:
             SystemExit: With code 1 when there are errors.
         """
+        from neurontune_peft.prompts.convert import check
+
         found = check(self.directory)
         for error in found.errors:
             print(error)
@@ -127,6 +132,9 @@ class Show:
 
     def run(self) -> None:
         """Print."""
+        from neurontune_peft.prompts import PromptSet
+        from neurontune_peft.prompts.convert import describe
+
         prompts = PromptSet.load(self.directory)
         print(describe(prompts, examples=self.n, family=self.family, show_harmful=self.show_harmful))
 

@@ -10,8 +10,6 @@ from typing import Annotated, Literal
 import tyro
 
 from neurontune_peft.cli.common import check_output, parse_counts, written_whole
-from neurontune_peft.tuner.arithmetic import READ_ONLY_ROLE, prune
-from neurontune_peft.tuner.files import AdapterFile
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,10 @@ class Prune:
 
     def run(self) -> None:
         """Read, cut, save."""
+        from neurontune_peft.tuner.arithmetic import READ_ONLY_ROLE, prune
+        from neurontune_peft.tuner.files import AdapterFile
+        from neurontune_peft.tuner.saved import relative_base
+
         check_output(self.output)
         file = AdapterFile.load(self.adapter)
         totals = file.neurons.totals
@@ -46,6 +48,7 @@ class Prune:
             for role, count in parse_counts(self.counts).items()
         }
         made = prune(file, counts, drop_trigger=self.modulation == "static")
+        made.config.base_model_name_or_path = relative_base(made.config.base_model_name_or_path)
         with written_whole(self.output) as directory:
             made.save(directory)
         print(made.neurons)

@@ -8,9 +8,6 @@ from typing import Annotated
 
 import tyro
 
-from neurontune_peft.hub.push import published_files, push
-from neurontune_peft.tuner.saved import CARD
-
 
 @dataclass(frozen=True)
 class Push:
@@ -44,6 +41,9 @@ class Push:
 
     def run(self) -> None:
         """Check, write the card, publish."""
+        from neurontune_peft.hub.push import published_files, push
+        from neurontune_peft.tuner.saved import CARD
+
         if self.dry_run:
             files = published_files(self.adapter, self.repository, license=self.license, base_model=self.base_model)
             print(files[CARD].decode())

@@ -8,9 +8,6 @@ from typing import Annotated
 
 import tyro
 
-from neurontune_peft.report import Document, adapter_part, write_report
-from neurontune_peft.tuner.files import AdapterFile
-
 
 @dataclass(frozen=True)
 class Report:
@@ -34,6 +31,9 @@ class Report:
 
     def run(self) -> None:
         """Read, write, and say where the files are."""
+        from neurontune_peft.report import Document, adapter_part, write_report
+        from neurontune_peft.tuner.files import AdapterFile
+
         document = Document.load(self.source)
         home = self.source if self.source.is_dir() else self.source.parent
         if (home / "adapter_config.json").is_file():

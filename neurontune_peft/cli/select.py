@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from neurontune_peft.cli.common import parse_counts
-from neurontune_peft.neurons import Scores
-from neurontune_peft.selection import select
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,9 @@ class Select:
 
     def run(self) -> dict[str, Any]:
         """Select, save and print; an existing file is never overwritten."""
+        from neurontune_peft.neurons import Scores
+        from neurontune_peft.selection import select
+
         if self.output.exists():
             raise ValueError(f"got output '{self.output}', which exists; expected a new file; choose another name")
         neurons = select(

@@ -8,8 +8,6 @@ from typing import Annotated
 
 import tyro
 
-from neurontune_peft.sites import sites_from_config
-
 
 @dataclass(frozen=True)
 class Sites:
@@ -28,6 +26,8 @@ class Sites:
 
     def run(self) -> None:
         """Read the config and print."""
+        from neurontune_peft.sites import sites_from_config
+
         sites = list(sites_from_config(self.model).values())
         if self.json:
             print(json.dumps([asdict(site) for site in sites], indent=1))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from neurontune_peft.choices import KINDS
 from neurontune_peft.cli.adapters import AdapterOptions
-from neurontune_peft.evaluation.decide.stress import KINDS, Stress, stress
-from neurontune_peft.prompts import PromptSet
+
+if TYPE_CHECKING:
+    from neurontune_peft.evaluation.decide.stress import Stress
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class StressTest(AdapterOptions):
 
     def run(self) -> Stress:
         """Stress, save and print."""
+        from neurontune_peft.evaluation.decide.stress import stress
+        from neurontune_peft.prompts import PromptSet
+
         prompts = PromptSet.load(self.prompts)
         tuned, tokenizer = self.load_tuned()
         result = stress(

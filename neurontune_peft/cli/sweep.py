@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from neurontune_peft.checks import write_atomically
+from neurontune_peft.choices import COUNTS, STRENGTHS
 from neurontune_peft.cli.adapters import AdapterOptions, check_local, write_presets
 from neurontune_peft.cli.common import parse_counts
-from neurontune_peft.evaluation.decide.frontier import Frontier
-from neurontune_peft.evaluation.decide.settings import COUNTS, STRENGTHS, Count
-from neurontune_peft.evaluation.decide.sweep import sweep
-from neurontune_peft.prompts import PromptSet
+
+if TYPE_CHECKING:
+    from neurontune_peft.evaluation.decide.frontier import Frontier
+    from neurontune_peft.evaluation.decide.settings import Count
+
 
 ROWS, RESULT, TABLE = ".sweep.jsonl", "frontier.json", "frontier.md"
 OWN = {RESULT, TABLE, "certificate.json", "stress.json", "report.json", "report.html", "report.md", "run.yaml"}
@@ -44,6 +47,9 @@ class Sweep(AdapterOptions):
 
     def run(self) -> Frontier:
         """Measure, save and print."""
+        from neurontune_peft.evaluation.decide.sweep import sweep
+        from neurontune_peft.prompts import PromptSet
+
         counts = [parse_count(word) for word in self.counts]
         check_output_of_sweep(self.output)
         if self.write_presets:

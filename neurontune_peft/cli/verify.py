@@ -6,15 +6,15 @@ import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from neurontune_peft.checks import write_atomically
 from neurontune_peft.cli.calls import CheckFailed
 from neurontune_peft.cli.common import ModelOptions, check_output, with_answers, written_whole
-from neurontune_peft.evaluation.trust import TrainingPlan, Trust, verify
-from neurontune_peft.neurons import Neurons, Scores
-from neurontune_peft.prompts import PromptSet
-from neurontune_peft.report.plots import plot_curves, plot_interventions, plot_scores
-from neurontune_peft.report.trust import trust_markdown
+
+if TYPE_CHECKING:
+    from neurontune_peft.evaluation.trust import Trust
+    from neurontune_peft.neurons import Neurons, Scores
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,11 @@ class Verify(ModelOptions):
         Raises:
             CheckFailed: When the list is not shown to be better than random; all files are written.
         """
+        from neurontune_peft.evaluation.trust import TrainingPlan, verify
+        from neurontune_peft.neurons import Neurons, Scores
+        from neurontune_peft.prompts import PromptSet
+        from neurontune_peft.report.trust import trust_markdown
+
         check_output(self.output)
         neurons = Neurons.load(self.neurons)
         scores = None if self.scores is None else Scores.load(self.scores)
@@ -103,6 +108,8 @@ class Verify(ModelOptions):
         return trust
 
     def _draw(self, directory: Path, trust: Trust, neurons: Neurons, scores: Scores | None) -> None:
+        from neurontune_peft.report.plots import plot_curves, plot_interventions, plot_scores
+
         if find_spec("matplotlib") is None:
             print(
                 "No pictures: matplotlib is not installed; pip install 'neurontune-peft[plot]' brings it.",

@@ -24,6 +24,7 @@ from neurontune_peft.evaluation.statistics import Interval
 from neurontune_peft.judges import Judge, format_judge
 from neurontune_peft.prompts import Phrases, Prompt, PromptSet, encode
 from neurontune_peft.prompts.batches import prompt_ids
+from neurontune_peft.prompts.chat import read_template
 
 logger = logging.get_logger(__name__)
 
@@ -88,7 +89,7 @@ def evaluate(
         named,
         held_out=prompts.held_out_families,
         prompt_set=prompts.fingerprint,
-        options={**how.as_dict(), "chat_template": None if chat_template is None else os.fspath(chat_template)},
+        options={**how.as_dict(), "chat_template": read_template(chat_template)},
         perplexity=perplexity,
         kl=kl,
         first_tokens=first_tokens,

@@ -99,7 +99,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype | Literal["auto"], *, 
 
 def logits_of(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Logits of each row, `(T, V)`, one row at a time, so that no padding plays in."""
-    with torch.inference_mode():
+    with torch.no_grad():  # some libraries decompress their weights in the first pass, which inference mode forbids
         return [model(input_ids=torch.tensor([row])).logits[0] for row in rows]
 
 

@@ -28,10 +28,12 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from neurontune_peft.sites.find import empty_model
 from neurontune_peft.tuner.experts import ExpertsLayout, experts_layout
+from neurontune_peft.tuner.header import Header, TensorEntry, read_header
 
 # What a served model needs beside its weights; licences travel with the weights that they cover.
 COMPANIONS = (
     "config.json",
+    "quant*_config.json",  # what older tools write beside quantised weights
     "generation_config.json",
     "tokenizer*",
     "special_tokens_map.json",
@@ -47,7 +49,7 @@ COMPANIONS = (
     "NOTICE*",
     "USE_POLICY*",
 )
-_FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -145,14 +147,7 @@ class Checkpoint:
             ValueError: When the model has no such module, or the checkpoint stores its weights in a way in which
                 neurons are no slices.
         """
-        try:
-            module = self.model.get_submodule(site)
-        except AttributeError:
-            raise ValueError(
-                f"got an adapter with neurons at '{site}'; expected modules of '{self.directory.name}' "
-                f"({type(self.model).__name__}); name the adapter's own base model with --model"
-            ) from None
-        layout = experts_layout(module, site)
+        module, layout = self.module(site), self.layout_of(site)
         keys = self._sources.get(f"{site}.down_proj" if layout else f"{site}.weight", [])
         if not keys:
             raise ValueError(
@@ -165,9 +160,44 @@ class Checkpoint:
             site=site, keys=tuple(keys), bias=bias[0] if bias else None, transposed=transposed, layout=layout
         )
 
+    def layout_of(self, site: str) -> ExpertsLayout | None:
+        """How fused experts store their weights; `None` for other modules."""
+        return experts_layout(self.module(site), site)
+
+    def key_of(self, name: str) -> str | None:
+        """The one tensor of the checkpoint that becomes this tensor of the model; `None` without it."""
+        keys = self._sources.get(name, [])
+        return keys[0] if len(keys) == 1 else None
+
+    def dtype_of(self, key: str) -> str:
+        """A tensor's dtype in safetensors' words."""
+        return self._entry(key).dtype
+
+    def shape_of(self, key: str) -> tuple[int, ...]:
+        """A tensor's shape."""
+        return self._entry(key).shape
+
+    def _entry(self, key: str) -> TensorEntry:
+        return self._headers[self.files[key]].tensors[key]
+
+    @cached_property
+    def _headers(self) -> dict[str, Header]:
+        return {name: read_header(self.directory / name) for name in self.shards}
+
     def module(self, site: str) -> nn.Module:
-        """The site's module, on the meta device."""
-        return self.model.get_submodule(site)
+        """
+        The site's module, on the meta device.
+
+        Raises:
+            ValueError: When the model has no such module.
+        """
+        try:
+            return self.model.get_submodule(site)
+        except AttributeError:
+            raise ValueError(
+                f"got an adapter with neurons at '{site}'; expected modules of '{self.directory.name}' "
+                f"({type(self.model).__name__}); name the adapter's own base model with --model"
+            ) from None
 
     def read(self, key: str) -> Tensor:
         """
@@ -222,7 +252,7 @@ def check_float(key: str, dtype: str) -> None:
     Raises:
         ValueError: For anything but plain floating-point numbers of 16 bits and more.
     """
-    if dtype not in _FLOATS:
+    if dtype not in FLOATS:
         raise ValueError(
             f"got '{key}' stored as {dtype}; expected floating-point weights of 16 bits or more, as scaling quantised "
             "ones would round them; export from the unquantised model, and quantise what is written"
@@ -236,8 +266,9 @@ def companions(directory: Path) -> list[Path]:
 
 
 def _directory(model: str | os.PathLike[str]) -> Path:
-    if Path(model).is_dir():
-        return Path(model)
+    place = Path(model).expanduser()  # adapters name models in the user's own directory by "~"
+    if place.is_dir():
+        return place
     try:
         patterns = ["*.safetensors", SAFE_WEIGHTS_INDEX_NAME, *COMPANIONS]
         return Path(snapshot_download(str(model), allow_patterns=patterns))

@@ -15,6 +15,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 from neurontune_peft.checks import write_atomically
 from neurontune_peft.export.change import Change
 from neurontune_peft.export.checkpoint import Checkpoint, SiteWeights, companions
+from neurontune_peft.export.quantized import is_quantized, quantized_edits
 from neurontune_peft.export.streaming import Edit, Entry, link_or_copy, read_entry, write_edited
 
 PLAN = "plan.json"
@@ -77,19 +78,35 @@ def planned_edits(change: Change, checkpoint: Checkpoint) -> dict[str, list[Edit
     edits: dict[str, list[Edit]] = {}
     owners: dict[str, str] = {}
     for site, (index, delta) in change.sites.items():
+        if is_quantized(checkpoint, site):
+            for key, edit in quantized_edits(checkpoint, site, index, 1 + delta, neuron_side=change.neuron_side):
+                check_own(owners, key, site)
+                if index.numel():
+                    edits.setdefault(checkpoint.files[key], []).append(edit)
+            continue
         weights = checkpoint.weights_of(site)
         for key, name in [(key, checkpoint.files[key]) for key in (*weights.keys, weights.bias) if key]:
-            if owners.setdefault(key, site) != site:
-                raise ValueError(
-                    f"got '{key}' shared by '{site}' and '{owners[key]}'; expected weights of their own, as each "
-                    "would be scaled twice; merge in memory with merge_and_unload instead"
-                )
+            check_own(owners, key, site)
             if not index.numel() or (key == weights.bias and change.neuron_side == "input"):
                 continue
             entry = read_entry(checkpoint.directory / name, key)
             check_shape(entry, key, weights, checkpoint)
             edits.setdefault(name, []).extend(edits_of(entry, key, weights, change, index, 1 + delta))
     return {name: found for name, found in edits.items() if found}
+
+
+def check_own(owners: dict[str, str], key: str, site: str) -> None:
+    """
+    Note whose weight a tensor is.
+
+    Raises:
+        ValueError: When it is another site's, too.
+    """
+    if owners.setdefault(key, site) != site:
+        raise ValueError(
+            f"got '{key}' shared by '{site}' and '{owners[key]}'; expected weights of their own, as each would be "
+            "scaled twice; merge in memory with merge_and_unload instead"
+        )
 
 
 def check_shape(entry: Entry, key: str, weights: SiteWeights, checkpoint: Checkpoint) -> None:

@@ -21,6 +21,7 @@ from neurontune_peft.export.merged import PLAN, planned_edits, write_merged
 from neurontune_peft.export.ollama import write_ollama
 from neurontune_peft.export.output import exclusive, write_record
 from neurontune_peft.export.peft_files import base_name
+from neurontune_peft.export.quantized import is_quantized, method_of
 from neurontune_peft.export.verify import Check, verify
 from neurontune_peft.tuner.files import AdapterFile
 from neurontune_peft.tuner.fingerprint import fingerprint
@@ -175,6 +176,11 @@ def _prepared(
         raise ValueError("got an adapter that names no base model; expected one; name it with --model")
     checkpoint = Checkpoint.open(named)
     _warn_of_other_base(file, checkpoint)
+    if to != "merged" and (held := [site for site in changes[0].sites if is_quantized(checkpoint, site)]):
+        raise ValueError(
+            f"got '{held[0]}' quantised by {method_of(checkpoint)}; expected floating-point weights, of which {to} is "
+            "computed; name the unquantised base model with --model, or use --to merged"
+        )
     if to == "merged":
         planned_edits(changes[0], checkpoint)
     elif to != "ia3":
@@ -226,6 +232,8 @@ def _renamed(job: _Job) -> bool:
 
 def _warn_of_other_base(file: AdapterFile, checkpoint: Checkpoint) -> None:
     """Warn, as loading does, when the adapter was made for other weights."""
+    if any(is_quantized(checkpoint, site) for site in file.neurons.sites):
+        return  # the adapter may well have been made for the same weights before they were quantised
     weights = [checkpoint.weights_of(site) for site in file.neurons.sites]
     if any(len(found.keys) > 1 for found in weights) or file.config.base_model_fingerprint is None:
         return  # experts that are stored one by one have no weight that could be sampled without joining them

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
+from transformers.utils import logging
 
 from neurontune_peft.export.change import Change
 from neurontune_peft.export.check import (
@@ -26,7 +27,13 @@ from neurontune_peft.export.checkpoint import Checkpoint
 from neurontune_peft.export.gguf import GGUF_NAME, gguf_names, read_gguf
 from neurontune_peft.export.ia3 import check_ia3
 from neurontune_peft.export.lora import Factors, check_factors, max_change, read_lora
+from neurontune_peft.export.quantized import is_quantized
 from neurontune_peft.tuner import NeuronTuneModel
+
+logger = logging.get_logger(__name__)
+MERGED = "merged checkpoint"
+# `ours`: products of scale factors are rounded to 16 bits, and quantised activations may then take the next step.
+QUANTIZED_CLOSE = 0.03
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,8 @@ def verify(
         return Check(error, None)
     rows = sample_rows(checkpoint)
     if to == "merged":
+        if any(is_quantized(checkpoint, site) for site in change.sites):
+            return Check(error, _quantized_agreement(directory, change, checkpoint, adapter, rows, check))
         return Check(error, _merged_agreement(directory, change, checkpoint, adapter, rows))
     model = load_model(checkpoint, torch.float32)
     with attached(model, adapter, change) as tuned:
@@ -120,9 +129,38 @@ def _merged_agreement(
         cast(NeuronTuneModel, tuned.base_model).merge_adapter()
         wanted = logits_of(tuned, rows)
     del model
-    return compare(
-        logits_of(load_model(checkpoint, "auto", directory=directory), rows),
-        wanted,
-        limit=0.0,
-        what="merged checkpoint",
-    )
+    found = logits_of(load_model(checkpoint, "auto", directory=directory), rows)
+    return compare(found, wanted, limit=0.0, what=MERGED)
+
+
+def _quantized_agreement(
+    directory: Path,
+    change: Change,
+    checkpoint: Checkpoint,
+    adapter: str | os.PathLike[str],
+    rows: list[list[int]],
+    check: str,
+) -> Agreement | None:
+    """
+    Compare with the adapter on the quantised model, as merging into that in memory would quantise again.
+
+    Returns:
+        [`Agreement`], *optional*: `None` where the model does not run on this machine, unless `check` asks for it.
+    """
+    try:
+        model = load_model(checkpoint, "auto")
+        logits_of(model, rows[:1])  # where weights are unpacked in the first pass, modules have none before
+        with attached(model, adapter, change) as tuned:
+            wanted = logits_of(tuned, rows)
+        del model
+        found = logits_of(load_model(checkpoint, "auto", directory=directory), rows)
+    except Exception as error:  # whatever the library that quantised the model raises on this machine
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if check == "logits":
+            raise ValueError(
+                f"got a quantised model that does not run here ({reason}); expected one that does, to compare logits; "
+                "install what it needs, or use --check weights"
+            ) from error
+        logger.warning("logits not compared: the quantised model does not run here (%s)", reason)
+        return None
+    return compare(found, wanted, limit=QUANTIZED_CLOSE, what=MERGED)

@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import CommitOperationAdd
 from huggingface_hub.utils import validate_repo_id
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from transformers.utils import logging as transformers_logging
 
 from neurontune_peft.hub.card import PICTURE, model_card
+from neurontune_peft.hub.client import Client, commit, make_repository
 from neurontune_peft.hub.evidence import Evidence
 from neurontune_peft.hub.picture import frontier_picture
 from neurontune_peft.hub.private import check_publishable, published_base, shared_command
 from neurontune_peft.tuner.files import AdapterFile
-from neurontune_peft.tuner.remote import explained
+from neurontune_peft.tuner.remote import explained, patiently
 from neurontune_peft.tuner.saved import CARD
-
-logger = transformers_logging.get_logger(__name__)
-Result = TypeVar("Result")
-
-# Times that a request is made which the Hub turns away as one too many, and the longest wait that it may ask for.
-TRIES, LONGEST_WAIT = 3, 60
 
 
 def published_files(
@@ -112,16 +102,12 @@ def push(
     """
     _check_name(repo_id)
     files = published_files(directory, repo_id, license=license, base_model=base_model)
-    api = HfApi(library_name="neurontune_peft")
+    api = Client(library_name="neurontune_peft")
     try:
-        _make_repository(api, repo_id, private=private)
+        make_repository(api, repo_id, private=private)
         if revision is not None:
-            _patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
-        operations = _operations(files)
-        with _quiet_about_buffers():
-            commit = _patiently(
-                lambda: api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision)
-            )
+            patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+        return commit(api, repo_id, _operations(files), message=commit_message, revision=revision)
     except ValueError:
         raise
     except Exception as error:  # whatever the HTTP library of this huggingface_hub raises
@@ -129,60 +115,12 @@ def push(
             f"{explained(error, repo_id)}. The files go up in one commit: the repository holds all of this version or "
             "nothing of it"
         ) from error
-    return str(commit.commit_url)
 
 
 def _operations(files: Mapping[str, bytes]) -> list[CommitOperationAdd]:
     # Buffers go up by plain HTTP, which every server of the Hub's protocol speaks; Xet storage, which paths and bytes
     # would take, saves nothing for files of kilobytes.
     return [CommitOperationAdd(path_in_repo=n, path_or_fileobj=io.BytesIO(content)) for n, content in files.items()]
-
-
-def _make_repository(api: HfApi, repo_id: str, *, private: bool) -> None:
-    try:
-        _patiently(lambda: api.create_repo(repo_id, private=private or None))
-        return
-    except HfHubHTTPError as error:
-        if error.response.status_code not in (401, 402, 403, 409):
-            raise
-        # It exists, or the token may not make repositories; the client finds out which.
-        api.create_repo(repo_id, private=private or None, exist_ok=True)
-    # An existing repository keeps its visibility, so what was to be private would be public.
-    if private and _patiently(lambda: api.model_info(repo_id)).private is False:
-        raise ValueError(
-            f"got '{repo_id}', a public repository; expected a private one; make it private in its settings, or "
-            "choose another name"
-        )
-
-
-def _patiently(call: Callable[[], Result]) -> Result:
-    """Call again after the time that the Hub asks for, when it turns a request away as one too many."""
-    for left in reversed(range(TRIES)):
-        try:
-            return call()
-        except HfHubHTTPError as error:
-            after = error.response.headers.get("Retry-After", "")
-            wait = int(after) if after.isdigit() else 1
-            if error.response.status_code != 429 or not left or wait > LONGEST_WAIT:
-                raise
-            logger.warning("The Hub asks to wait %d s before the next request.", wait)
-            time.sleep(wait)
-    raise AssertionError("unreachable")
-
-
-@contextmanager
-def _quiet_about_buffers() -> Iterator[None]:
-    """Leave out the client's remark that buffers do not go through Xet storage: that is meant."""
-
-    def other(record: logging.LogRecord) -> bool:
-        return "binary IO buffer" not in record.getMessage()
-
-    client = logging.getLogger("huggingface_hub._commit_api")
-    client.addFilter(other)
-    try:
-        yield
-    finally:
-        client.removeFilter(other)
 
 
 def _check_name(repo_id: str) -> None:

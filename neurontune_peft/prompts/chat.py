@@ -51,7 +51,7 @@ def prompt_formatter(
     Raises:
         ValueError: `chat_template` is neither a template nor a file.
     """
-    template = _read_template(chat_template)
+    template = read_template(chat_template)
     if template is None and tokenizer.chat_template is None:
         warn_once(
             tokenizer,
@@ -96,7 +96,7 @@ def generation_suffix(
     Raises:
         ValueError: `chat_template` is neither a template nor a file.
     """
-    template = _read_template(chat_template)
+    template = read_template(chat_template)
     if template is None and tokenizer.chat_template is None:
         return None
     fill = prompt_formatter(tokenizer, chat_template=chat_template)
@@ -125,7 +125,7 @@ def turn_opening(
     Raises:
         ValueError: `chat_template` is neither a template nor a file.
     """
-    template = _read_template(chat_template)
+    template = read_template(chat_template)
     if template is None and tokenizer.chat_template is None:
         return None
     earlier = [{"role": "user", "content": "Good morning."}, {"role": "assistant", "content": "Good morning!"}]
@@ -175,7 +175,16 @@ def warn_once(tokenizer: PreTrainedTokenizerBase, message: str) -> None:
         warnings.warn(message, UserWarning, stacklevel=3)
 
 
-def _read_template(chat_template: str | os.PathLike[str] | None) -> str | None:
+def read_template(chat_template: str | os.PathLike[str] | None) -> str | None:
+    """
+    The text of a chat template. Records hold it in place of its path, which says nothing and belongs to one machine.
+
+    Args:
+        chat_template (`str` or `os.PathLike`, *optional*): As in `format_prompt`.
+
+    Raises:
+        ValueError: It is neither a template nor a file.
+    """
     if chat_template is None:
         return None
     text = os.fspath(chat_template)

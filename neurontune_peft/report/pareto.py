@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from neurontune_peft.checks import write_atomically
+from neurontune_peft.choices import OVER_REFUSAL, WRAPPED
 from neurontune_peft.evaluation.compare import Comparison
-from neurontune_peft.evaluation.compare.points import OVER_REFUSAL, WRAPPED
 
 PANELS = {OVER_REFUSAL: "borderline requests refused", WRAPPED: "benign requests inside templates refused"}
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from neurontune_peft.checks import check_format_version, write_atomically
 from neurontune_peft.prompts import PromptSet
+from neurontune_peft.prompts.chat import read_template
 from neurontune_peft.training.budgets import Pressure
 from neurontune_peft.training.config import MetaConfig
 from neurontune_peft.training.deltas import active_layers
@@ -120,7 +121,7 @@ def checkpoint_of(
         "config": config.to_dict(),
         "prompts": prompts.fingerprint,
         "base": getattr(model.peft_config[name], "base_model_fingerprint", None),
-        "chat_template": chat_template,
+        "chat_template": read_template(chat_template),
     }
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for layer in layers:

@@ -212,6 +212,7 @@ def _config(adapter: AdapterFile, neurons: Neurons, **changes: Any) -> Any:
         exclude_modules=None,
         layers_to_transform=None,
         layers_pattern=None,
+        presets=None,  # they were measured with the neurons that it had
         **changes,
     )
 

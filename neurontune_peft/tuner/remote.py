@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
@@ -17,9 +21,17 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+Result = TypeVar("Result")
 
 # An adapter has 12 or 16 bytes per neuron; a dense one of a 70B model has 37 MB.
 MAX_BYTES = 1_000_000_000
+# Times that a request is made which the server turns away for a while, and the longest wait that it may ask for.
+TRIES, LONGEST_WAIT = 3, 60
+# Too many requests; for a while no answer from what stands behind the server.
+LATER = (429, 502, 503, 504)
 
 
 def fetch(repo_id: str, filename: str, *, limit: int = MAX_BYTES, **hub_options: Any) -> Path:
@@ -36,18 +48,52 @@ def fetch(repo_id: str, filename: str, *, limit: int = MAX_BYTES, **hub_options:
         ValueError: Says why there is no such file, or that it is too large.
     """
     try:
-        size = hf_hub_download(repo_id, filename, dry_run=True, **hub_options).file_size
+        size = patiently(lambda: hf_hub_download(repo_id, filename, dry_run=True, **hub_options)).file_size
         if size is not None and size > limit:
             raise ValueError(
                 f"got '{filename}' of {size:,} bytes in '{repo_id}'; expected at most {limit:,}; it was not downloaded"
             )
-        return Path(hf_hub_download(repo_id, filename, **hub_options))
+        return Path(patiently(lambda: hf_hub_download(repo_id, filename, **hub_options)))
     except HFValidationError as error:
         raise ValueError(_no_name(repo_id)) from error
     except ValueError:
         raise
     except Exception as error:  # whatever the HTTP library of this huggingface_hub raises
         raise ValueError(explained(error, repo_id, filename=filename)) from error
+
+
+def patiently(call: Callable[[], Result], *, statuses: Sequence[int] = LATER) -> Result:
+    """
+    Call again after the time that the server asks for, when it turns a request away for a while.
+
+    Args:
+        call (`Callable`): Makes the request.
+        statuses (`Sequence[int]`, *optional*): Answers after which it is made again.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            return call()
+        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+            # Without a cached copy, the library reports why the Hub gave none as the cause.
+            cause = error if isinstance(error, HfHubHTTPError) else error.__cause__
+            if not isinstance(cause, HfHubHTTPError) or cause.response.status_code not in statuses or not left:
+                raise
+            if (wait := wait_of(cause)) > LONGEST_WAIT:
+                raise
+            logger.warning("The Hub asks to wait %d s before the next request.", wait)
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def wait_of(error: HfHubHTTPError) -> int:
+    """Seconds until the next try, from `Retry-After`, which holds seconds or a date; 1 where it is not there."""
+    text = error.response.headers.get("Retry-After", "")
+    if text.isdigit():
+        return int(text)
+    try:
+        return max(0, round((parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()))
+    except (TypeError, ValueError):
+        return 1
 
 
 def explained(error: BaseException, repo_id: str, *, filename: str = "") -> str:
@@ -75,6 +121,8 @@ def explained(error: BaseException, repo_id: str, *, filename: str = "") -> str:
         return f"got '{repo_id}' without {filename or 'the file'}; expected an adapter; correct the name or revision"
     if isinstance(error, GatedRepoError):
         return f"got '{repo_id}', which is gated; expected access to it; ask for it on its page, then log in"
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, HfHubHTTPError):  # an upload to storage
+        return explained(error.__cause__, repo_id, filename=filename)
     if isinstance(error, HfHubHTTPError):
         return _http(error, repo_id)
     return f"got no answer from the Hub about '{repo_id}' ({type(error).__name__}: {_first_line(error)}); try again"

@@ -77,3 +77,29 @@ model = PeftModel.from_pretrained(model, "{adapter}")
 def is_local_name(name: str) -> bool:
     """Whether the name of a model is a path on this machine, rather than one on the Hub."""
     return name.startswith(("/", "~", ".", "\\")) or "\\" in name or ":" in name or Path(name).is_dir()
+
+
+def relative_base(name: str | None) -> str | None:
+    """
+    The name of a base model as commands write it: a local directory as seen from the working directory.
+
+    Absolute paths tell of a machine and its user, and nobody else has them. The `./` in front keeps a directory from
+    being taken for a name on the Hub.
+
+    Args:
+        name (`str`, *optional*): A path, or a name on the Hub, which is returned as it is.
+
+    Returns:
+        `str`, *optional*: For example `"./models/chat"`; `"~/models/chat"` where the way there would enter the user's
+            own directory from outside, and the last part alone where there is no way, as between drives.
+    """
+    if name is None or not (os.path.isabs(name) or Path(name).is_dir()):
+        return name
+    target, here, home = Path(os.path.abspath(name)), Path.cwd(), Path.home()
+    if target.is_relative_to(home) and not here.is_relative_to(home):
+        return f"~/{target.relative_to(home).as_posix()}"
+    try:
+        path = Path(os.path.relpath(target, here)).as_posix()
+    except ValueError:  # on another drive
+        return target.name
+    return path if path.startswith("..") or path == "." else f"./{path}"

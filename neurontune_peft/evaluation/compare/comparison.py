@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from neurontune_peft.checks import check_format_version, write_atomically
-from neurontune_peft.evaluation.compare.frontier import Limits, attack_at_cost
-from neurontune_peft.evaluation.compare.points import ATTACK_HELD_OUT, ATTACK_TRAINED, COLUMNS, OVER_REFUSAL, Point
+from neurontune_peft.choices import OVER_REFUSAL, Limits
+from neurontune_peft.evaluation.compare.frontier import attack_at_cost
+from neurontune_peft.evaluation.compare.points import ATTACK_HELD_OUT, ATTACK_TRAINED, COLUMNS, Point
 from neurontune_peft.evaluation.compare.statistics import Interval, Paired, bootstrap, paired
 
 FORMAT_VERSION = 1

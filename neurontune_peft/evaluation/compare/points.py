@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from neurontune_peft.choices import BENIGN, OVER_REFUSAL, WRAPPED
 from neurontune_peft.evaluation.result import Report
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.prompts.records import KINDS
 
 ATTACK_HELD_OUT, ATTACK_TRAINED = "attack_held_out", "attack_trained"
-OVER_REFUSAL, BENIGN, WRAPPED, PLAIN = "over_refusal", "benign_refusal", "wrapped_refusal", "plain_refusal"
+PLAIN = "plain_refusal"
 COLUMNS = (ATTACK_HELD_OUT, ATTACK_TRAINED, OVER_REFUSAL, BENIGN, WRAPPED, PLAIN)
 _REFUSALS = {"borderline": OVER_REFUSAL, "benign": BENIGN, "wrapped_benign": WRAPPED, "plain": PLAIN}
 

@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from neurontune_peft.attribution.plan import METHODS as ATTRIBUTION_METHODS
+from neurontune_peft.choices import DEFAULT_METHODS, SETTINGS, Limits
 from neurontune_peft.evaluation.compare.bench import SAFETY_PROMPT, TRIES, Bench, Candidate
 from neurontune_peft.evaluation.compare.comparison import BASE, Comparison
-from neurontune_peft.evaluation.compare.frontier import Limits
 from neurontune_peft.evaluation.compare.journal import FORMAT_VERSION, Journal
 from neurontune_peft.evaluation.compare.methods import METHODS, Method, scaled
 from neurontune_peft.evaluation.compare.points import Outcomes, Point, measured_part, outcomes_of
@@ -26,31 +26,11 @@ from neurontune_peft.evaluation.measure import evaluate
 from neurontune_peft.evaluation.result import Report
 from neurontune_peft.judges import Judge, format_judge, judge_name
 from neurontune_peft.prompts import PromptSet
+from neurontune_peft.prompts.chat import read_template
 from neurontune_peft.prompts.prompt_set import check_tunable
 from neurontune_peft.training import MetaConfig, check_fittable
 from neurontune_peft.tuner.fingerprint import fingerprint
 
-DEFAULT_METHODS = (
-    "base",
-    "neurontune",
-    "neurontune-dynamic",
-    "neurontune-none",
-    "random",
-    "layer-random",
-    "fixed",
-    "ia3",
-    "lora",
-    "ia3-dynamic",
-    "lora-dynamic",
-    "canned-refusal",
-    "steering",
-    "system-prompt",
-)
-SETTINGS = {
-    "strength": (0.25, 0.5, 0.75, 1.0, 1.5),
-    "multiplier": (1.125, 1.25, 1.5, 2.0, 3.0),
-    "coefficient": (0.0625, 0.125, 0.25, 0.5, 1.0),
-}
 NOMINAL = {"strength": 1.0, "multiplier": 2.0, "coefficient": 1.0}
 
 Chosen = Sequence[str] | Mapping[str, str | Callable[..., Any]]
@@ -138,7 +118,7 @@ def compare(
         selection or {},
         lr_tries,
         rates={},
-        chat_template=chat_template,
+        chat_template=read_template(chat_template),
         system_prompt=system_prompt,
     )
     options = {**_options(bench), "max_tests": max_tests, "max_new_tokens": max_new_tokens, "judge": judge_name(judge)}

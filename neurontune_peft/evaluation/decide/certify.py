@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from neurontune_peft.evaluation.compare.points import BENIGN, OVER_REFUSAL, WRAPPED
+from neurontune_peft.choices import BENIGN, OVER_REFUSAL, WRAPPED
 from neurontune_peft.evaluation.decide.certificate import Certificate, made_certificate
 from neurontune_peft.evaluation.decide.frontier import Frontier, Measured
 from neurontune_peft.evaluation.decide.measuring import Measurer, journal_for
@@ -22,6 +22,7 @@ from neurontune_peft.evaluation.decide.testing import Count, check_limits, fixed
 from neurontune_peft.evaluation.measure import evaluate
 from neurontune_peft.judges import Judge, format_judge, judge_name
 from neurontune_peft.prompts import PromptSet
+from neurontune_peft.prompts.chat import read_template
 from neurontune_peft.training.trigger import check_adapter
 from neurontune_peft.tuner.presets import Setting, check_setting
 
@@ -284,6 +285,6 @@ def _measurer(
 ) -> Measurer:
     name = check_adapter(model)
     measure: Callable[..., Any] = partial(evaluate, prompts=tests, **options)
-    key = {what: options[what] for what in ("max_new_tokens", "chat_template")}
+    key = {"max_new_tokens": options["max_new_tokens"], "chat_template": read_template(options["chat_template"])}
     key |= {"prompt_set": tests.fingerprint, "judge": judge_name(options["judge"]), "certify": True}
     return Measurer(model, name, measure, (), journal_for(model, name, checkpoint, key))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from neurontune_peft.checks import write_atomically
-from neurontune_peft.evaluation.compare.frontier import Limits
+from neurontune_peft.choices import Limits
 from neurontune_peft.evaluation.compare.points import (
     ATTACK_HELD_OUT,
     ATTACK_TRAINED,

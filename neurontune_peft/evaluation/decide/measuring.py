@@ -9,8 +9,9 @@ from typing import Any
 
 from peft import PeftModel
 
+from neurontune_peft.choices import BENIGN, OVER_REFUSAL, WRAPPED
 from neurontune_peft.evaluation.compare.journal import FORMAT_VERSION, Journal
-from neurontune_peft.evaluation.compare.points import BENIGN, OVER_REFUSAL, PLAIN, WRAPPED, Point, outcomes_of
+from neurontune_peft.evaluation.compare.points import PLAIN, Point, outcomes_of
 from neurontune_peft.evaluation.decide.frontier import Measured
 from neurontune_peft.evaluation.result import Report
 from neurontune_peft.tuner.fingerprint import fingerprint

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from neurontune_peft.choices import COUNTS, STRENGTHS
 from neurontune_peft.tuner.presets import Setting, check_setting
 
 DIALS = ("strength", "counts", "threshold")
-STRENGTHS = (0.5, 1.0, 1.5)
-COUNTS = (0.25, 0.5, 1.0)
 # Steps of the trigger's threshold around its own, in log-odds, as the trigger is a logistic regression (`ours`).
 SHIFTS = (2.0, 1.0, -1.0, -2.0)
 # What `certify` walks along, from the mildest to the strongest; fine steps cost nothing but time (`ours`).

@@ -11,13 +11,15 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from neurontune_peft.choices import COUNTS, STRENGTHS
 from neurontune_peft.evaluation.compare.points import measured_part
 from neurontune_peft.evaluation.decide.frontier import Frontier
 from neurontune_peft.evaluation.decide.measuring import Measurer, journal_for
-from neurontune_peft.evaluation.decide.settings import COUNTS, STRENGTHS, Count, grid, in_order
+from neurontune_peft.evaluation.decide.settings import Count, grid, in_order
 from neurontune_peft.evaluation.measure import evaluate
 from neurontune_peft.judges import Judge, format_judge, judge_name
 from neurontune_peft.prompts import PromptSet
+from neurontune_peft.prompts.chat import read_template
 from neurontune_peft.training.trigger import check_adapter
 from neurontune_peft.tuner.presets import Setting, check_setting
 
@@ -88,7 +90,7 @@ def sweep(
     if max_tests is not None and max_tests < 1:
         raise ValueError(f"got max_tests={max_tests}; expected at least 1; leave it out to measure on all prompts")
     tests = measured_part(prompts, max_tests)
-    options = {"max_new_tokens": max_new_tokens, "chat_template": chat_template, "max_tests": max_tests}
+    options = {"max_new_tokens": max_new_tokens, "chat_template": read_template(chat_template), "max_tests": max_tests}
     measure = partial(
         evaluate,
         tokenizer=tokenizer,

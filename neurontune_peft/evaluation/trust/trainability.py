@@ -23,6 +23,7 @@ from neurontune_peft.evaluation.trust.rows import Trained
 from neurontune_peft.judges import Judge, judge_name
 from neurontune_peft.neurons import Neurons, Scores
 from neurontune_peft.prompts import PromptSet
+from neurontune_peft.prompts.chat import read_template
 from neurontune_peft.training import MetaConfig, meta_train
 from neurontune_peft.tuner.fingerprint import fingerprint
 
@@ -108,7 +109,7 @@ def measure_trainability(
         "model": fingerprint(dict(model.named_parameters())),
         "prompts": [prompts.fingerprint, tests.fingerprint],
         "training": config.to_dict(),
-        "measuring": [judge_name(judge), plan.max_new_tokens, chat_template],
+        "measuring": [judge_name(judge), plan.max_new_tokens, read_template(chat_template)],
         "role": role,
     }
     rows = []

@@ -27,6 +27,7 @@ from neurontune_peft.evaluation.trust.trainability import TrainingPlan, measure_
 from neurontune_peft.judges import Judge, format_judge, judge_name
 from neurontune_peft.neurons import Neurons, Scores, Site
 from neurontune_peft.prompts import PromptSet
+from neurontune_peft.prompts.chat import read_template
 from neurontune_peft.sites.modules import bare_model, projections
 
 DEFAULT_METHODS = ("gradient", "gate_path", "random")
@@ -105,6 +106,7 @@ def verify(
         ```
     """
     _check_numbers(scales, n_random, n_detailed)
+    chat_template = read_template(chat_template)
     sites = _check_neurons(model, neurons, role)
     named = _methods(methods, scores, role)
     if scores is not None:

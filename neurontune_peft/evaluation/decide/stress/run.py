@@ -10,6 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from neurontune_peft.choices import KINDS
 from neurontune_peft.evaluation.decide.stress.ablation import ablated_direction
 from neurontune_peft.evaluation.decide.stress.composed import composed
 from neurontune_peft.evaluation.decide.stress.evasion import evaded
@@ -23,8 +24,6 @@ from neurontune_peft.evaluation.decide.stress.subject import Subject, flags_kept
 from neurontune_peft.judges import Judge, format_judge, judge_name
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.training.trigger import check_adapter
-
-KINDS = ("pruning", "direction", "finetuning", "composed", "flips", "languages", "relearning", "evasion")
 
 
 def stress(
