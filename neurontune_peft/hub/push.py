@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import re
@@ -24,6 +23,7 @@ from neurontune_peft.hub.card import PICTURE, model_card
 from neurontune_peft.hub.evidence import Evidence
 from neurontune_peft.hub.picture import frontier_picture
 from neurontune_peft.hub.private import check_publishable, published_base, shared_command
+from neurontune_peft.tuner.config import config_text
 from neurontune_peft.tuner.files import AdapterFile
 from neurontune_peft.tuner.remote import explained
 from neurontune_peft.tuner.saved import CARD
@@ -72,7 +72,7 @@ def published_files(
     config = file.config.to_dict() | {"inference_mode": True}
     texts = {
         CARD: str(card).encode(),
-        CONFIG_NAME: json.dumps(config, indent=2, sort_keys=True).encode(),
+        CONFIG_NAME: config_text(config).encode(),
     }
     check_publishable(texts)
     tensors = (directory / SAFETENSORS_WEIGHTS_NAME).read_bytes()
