@@ -228,8 +228,8 @@ ENGLISH = Language(
             creatures?)|conscious|alive)\b
         | ,\snot\s(?:humans?|people|persons?)\b | \binanimate\b
         | \b(?:is|are)(?:n't|\snot)\s(?:even\s|actually\s)?capable\sof\s\w+ing\b
-        | \b(?:do|does)(?:n't|\snot)\s(?:have|possess)\s(?:the\s|any\s)?(?:\w+\s(?:or\s\w+\s)?){0,2}(?:capacit(?:y|ies)|
-            consciousness|cognitive|feelings|emotions|sentience)\b
+        | \b(?:do|does)(?:n't|\snot)\s(?:have|possess)\s(?:the\s|any\s)?(?:\w+\s(?:or\s\w+\s)?){0,2}(?:
+            capacit(?:y|ies)|consciousness|cognitive|feelings|emotions|sentience)\b
     """,
     harm=r"""
         \b(?:illegal|unlawful|violen\w+|harmful|dangerous|criminal|hateful)\s(?:\w+[\s,]+){0,3}?
