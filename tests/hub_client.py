@@ -85,5 +85,4 @@ class Client:
         return self.run("raise SystemExit(main(args))", *args, token=token)
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        self.process.communicate(timeout=60)  # closes its input, which ends it as a user would

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 from helpers import tiny_llama, tiny_prompt_set, tiny_tokenizer
@@ -12,6 +13,8 @@ from transformers import AutoModelForCausalLM
 from neurontune_peft import Neurons
 from neurontune_peft.cli import main
 from neurontune_peft.evaluation import Report
+from neurontune_peft.report import Document
+from neurontune_peft.report.document import SCHEMA
 from neurontune_peft.training import Log
 
 QUICK = ["--steps", "2", "--inner-steps", "1", "--max-new-tokens", "4", "--counts", "safety=6", "utility=2"]
@@ -88,13 +91,24 @@ def test_evaluate_shows_base_and_tuned_side_by_side(tuned_dir, model_dir, prompt
     assert "held out" in capsys.readouterr().out
     measured = json.loads((tmp_path / "out.json").read_text())
     tuned = json.loads((tuned_dir / "report.json").read_text())
-    assert measured["before"] == tuned["before"]
-    assert measured["after"] == tuned["after"]
+    jsonschema.validate(measured, json.loads(SCHEMA.read_text()))
+    for part in ("before", "after", "adapter", "verdict"):
+        assert measured[part] == tuned[part]
+    assert measured["command"].startswith("neurontune evaluate ")
+    assert str(tmp_path) not in json.dumps(measured)
+    assert main(["report", str(tmp_path / "out.json"), "--output", str(tmp_path / "page")]) == 0
+    assert json.loads((tmp_path / "page" / "report.json").read_text()) == measured
 
 
-def test_evaluate_without_an_adapter_reports_the_model(model_dir, prompts_dir, capsys):
-    assert main(["evaluate", str(model_dir), "--prompts", str(prompts_dir), "--max-new-tokens", "4"]) == 0
+def test_evaluate_without_an_adapter_reports_the_model(model_dir, prompts_dir, tmp_path, capsys):
+    options = ["--prompts", str(prompts_dir), "--max-new-tokens", "4", "--output", str(tmp_path / "out.json")]
+    assert main(["evaluate", str(model_dir), *options]) == 0
     assert "attack success, role (held out)" in capsys.readouterr().out
+    measured = json.loads((tmp_path / "out.json").read_text())
+    jsonschema.validate(measured, json.loads(SCHEMA.read_text()))
+    assert measured["before"] is None
+    assert measured["adapter"] is None
+    assert Document.load(tmp_path / "out.json").after.held_out == ("role",)
 
 
 def test_evaluate_at_strength_0_reports_the_base_model(tuned_dir, model_dir, prompts_dir, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from helpers import tiny_prompt_set
 
 from neurontune_peft.cli import main
-from neurontune_peft.evaluation import Report
+from neurontune_peft.report import Document
 
 ROWS = [
     {"prompt": "Do it.", "completion": "I can't help with that.", "engine": "x"},
@@ -124,7 +124,7 @@ def test_evaluate_sums_up_a_file_of_answers_without_a_model(tmp_path: Path, own:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["evaluate", "none", "--prompts", str(tmp_path / "prompts"), "--answers", str(path)]
     assert main([*words, "--judge", "format", f"{own}:strict", "--output", str(tmp_path / "report.json")]) == 0
-    report = Report.load(tmp_path / "report.json")
+    report = Document.load(tmp_path / "report.json").after
     assert report.plain_refusal.rate == 1.0
     assert report.attack_success["role"].rate == 1.0
     assert report.benign_refusal.rate == 0.0

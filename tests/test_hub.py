@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 
 from neurontune_peft.cli import main
 from neurontune_peft.hub.push import published_files
-from neurontune_peft.report.comparison import comparison_dict
+from neurontune_peft.report import Document
 
 OWN = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 LOAD = """
@@ -62,7 +62,7 @@ def adapter(tmp_path: Path) -> Path:
     directory = tmp_path / "adapter"
     tuned_model().save_pretrained(directory)
     before, after = fake_reports()
-    (directory / "report.json").write_text(json.dumps(comparison_dict(before, after)))
+    (directory / "report.json").write_text(json.dumps(Document(before, after).as_dict()))
     (directory / "log.json").write_text("{}")
     (directory / ".env").write_text("HF_TOKEN=hf_right")
     (directory / "training-1.safetensors").write_bytes(b"state")
@@ -312,7 +312,7 @@ def test_presets_and_the_command_of_a_report_stand_on_the_card_and_in_the_config
     before, after = fake_reports()
     rate = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
     point = {"strength": 1.5, "counts": {"safety": 4}, "threshold": 0.25, "attack_success": rate, "over_refusal": rate}
-    report = comparison_dict(before, after) | {
+    report = Document(before, after).as_dict() | {
         "frontier": {"points": [point, point], "presets": {"balanced": 1}},
         "certificate": {"statement": "Over-refusal is below 5 % with confidence 95 %."},
         "command": "neurontune tune /models/base --output /tmp/x/adapter --counts safety=6",

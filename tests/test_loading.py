@@ -166,8 +166,10 @@ def rewrite(adapter: Path, **changes: object) -> None:
 
 
 def reconfigure(adapter: Path, **changes: object) -> None:
+    """Change settings as a writer would that leaves no checksum."""
     path = adapter / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in values.items() if name != "checksum"}))
 
 
 FAULTS = {

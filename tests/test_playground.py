@@ -256,8 +256,8 @@ def served(saved):
         yield process.stdout.readline().split(" ")[0].rstrip("/")
     finally:
         alarm.cancel()
-        process.kill()
-        process.communicate()
+        process.terminate()
+        process.communicate(timeout=60)
 
 
 def asked_of(address: str, name: str, *values: object) -> list:

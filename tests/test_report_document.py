@@ -12,7 +12,6 @@ from reports import BASE, TUNED, full_document, measured
 from neurontune_peft.cli import main
 from neurontune_peft.evaluation import Example, Rate
 from neurontune_peft.report import Document, difference, report_html, report_markdown, write_report
-from neurontune_peft.report.comparison import comparison_dict
 from neurontune_peft.report.document import SCHEMA
 from neurontune_peft.report.examples import chosen, pairs_of
 from neurontune_peft.report.verdict import verdict
@@ -37,7 +36,14 @@ def test_a_report_of_a_newer_schema_is_refused_with_what_to_do():
 
 
 def test_comparisons_of_the_first_version_and_single_measurements_are_read():
-    old = comparison_dict(BASE, TUNED) | {"counts": {"0.5": BASE.as_dict()}, "provenance": {"seed": 1, "metrics": {}}}
+    old = {
+        "format_version": 1,
+        "summary": "",
+        "before": BASE.as_dict(),
+        "after": TUNED.as_dict(),
+        "counts": {"0.5": BASE.as_dict()},
+        "provenance": {"seed": 1, "metrics": {}},
+    }
     document = Document.from_dict(old)
     assert (document.before, document.after) == (BASE, TUNED)
     assert document.provenance == {"seed": 1}

@@ -260,7 +260,6 @@ def test_an_exception_in_the_middle_of_a_merge_leaves_what_unmerging_restores(mo
 
 def test_saving_that_is_killed_leaves_the_old_adapter_or_the_new_one(tmp_path):
     path, _ = saved_adapter(tmp_path)
-    old = (path / "adapter_model.safetensors").read_bytes()
     code = f"""
 import os, signal, sys, threading, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -279,7 +278,6 @@ while True:
         assert len(tensors) == 6
         json.loads((path / "adapter_config.json").read_text())
         assert PeftModel.from_pretrained(tiny_model(), path).get_neurons().total == 10
-    assert len(old) == (path / "adapter_model.safetensors").stat().st_size
 
 
 def test_the_errors_of_safetensors_are_the_ones_we_translate():

@@ -216,14 +216,22 @@ def test_the_test_of_refusals_is_fishers():
     assert more_refused(Rate(0, 6), Rate(3, 6)) == 1.0
 
 
-def test_flips_are_caught_harmless_or_counted():
-    made = model()
-    row = next(iter(flipped(subject(made), flips=40)))
-    counts = dict(reversed(part.split()) for part in row.note.split(", "))
-    assert sum(int(count) for count in counts.values()) == 40
-    assert int(counts["caught"]) > 0  # the header alone is a third of so small a file
-    assert row.held == (counts["changed"] == "0")
-    assert row.stressed == int(counts["changed"]) / 40
+def counted(row: Row) -> dict[str, int]:
+    return {name: int(count) for count, name in (part.split() for part in row.note.split(", "))}
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_every_flipped_bit_of_tensors_metadata_settings_and_presets_is_caught_or_harmless(dynamic):
+    made = model(dynamic=dynamic)
+    made.peft_config["default"].presets = {"security": {"strength": 1.25, "counts": {"safety": 3}}}
+    tensors, settings = flipped(subject(made), flips=60)
+    for row, caught in ((tensors, 50), (settings, 20)):  # names of the base model and the like may change
+        counts = counted(row)
+        assert sum(counts.values()) == 60
+        assert counts["changed"] == 0
+        assert row.held
+        assert row.stressed == 0
+        assert counts["caught"] >= caught
 
 
 def test_scripts_are_told_apart():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
@@ -11,9 +10,9 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurontune_peft.checks import write_atomically
 from neurontune_peft.cli.attribute import device_of, joined
-from neurontune_peft.cli.common import ModelOptions, with_answers
+from neurontune_peft.cli.command_line import command_line
+from neurontune_peft.cli.common import ModelOptions, versions, with_answers
 from neurontune_peft.cli.judge import judges_by_name
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ class Evaluate(ModelOptions):
     Args:
         adapter: Directory or Hub name of an adapter; base and tuned model are then measured side by side.
         prompts: Directory of a prompt set; the shipped one by default.
-        output: JSON file for the report, with the answers.
+        output: JSON file for the report, with the answers; `neurontune report` makes a page of it.
         strength: Dial of the adapter: 0 is the base model, 1 the adapter as trained.
         strict: Refuse an adapter that was made for another base model or chat template, instead of warning.
         max_new_tokens: Most tokens of an answer.
@@ -81,7 +80,6 @@ class Evaluate(ModelOptions):
         from neurontune_peft.evaluation import Generation, evaluate
         from neurontune_peft.prompts import PromptSet
         from neurontune_peft.report import compare_markdown, summary
-        from neurontune_peft.report.comparison import comparison_dict
         from neurontune_peft.tuner import NeuronTuneConfig
 
         generation = Generation(
@@ -111,7 +109,7 @@ class Evaluate(ModelOptions):
             report = self._with_tasks(report, model, tokenizer)
             print(report)
             _print_details(report)
-            return self._saved(report.as_dict())
+            return self._saved(None, report)
         config = NeuronTuneConfig.from_pretrained(self.adapter)
         config.strict = self.strict
         tuned = PeftModel.from_pretrained(model, self.adapter, config=config)
@@ -126,7 +124,7 @@ class Evaluate(ModelOptions):
         for name, report in (("base model", before), ("tuned", after)):
             if report.sampled is not None:
                 print(f"\n{name}: {report.sampled}")
-        return self._saved(comparison_dict(before, after))
+        return self._saved(before, after)
 
     def _sum_up(self, answers: Path) -> dict[str, Any]:
         from neurontune_peft.evaluation import read_answers, report_from_answers
@@ -141,7 +139,7 @@ class Evaluate(ModelOptions):
         report = report_from_answers(rows, PromptSet.load(self.prompts), judges=judges)
         print(report)
         _print_details(report)
-        return self._saved(report.as_dict())
+        return self._saved(None, report)
 
     def _with_tasks(self, report: Report, model: Any, tokenizer: Any) -> Report:
         from neurontune_peft.evaluation.harness import harness_tasks
@@ -154,10 +152,29 @@ class Evaluate(ModelOptions):
         assert report.details is not None
         return replace(report, details=replace(report.details, tasks=found))
 
-    def _saved(self, report: dict[str, Any]) -> dict[str, Any]:
+    def _saved(self, before: Report | None, after: Report) -> dict[str, Any]:
+        from neurontune_peft.report import Document, adapter_part
+        from neurontune_peft.report.adapter import portable
+        from neurontune_peft.tuner.files import AdapterFile
+
+        document = Document(
+            before,
+            after,
+            adapter=None if self.adapter is None else adapter_part(AdapterFile.load(self.adapter)),
+            provenance={
+                "model": portable(self.model),
+                "prompt_set": after.prompt_set,
+                "judges": [after.judge],
+                "options": dict(after.options),
+                "seed": self.seed,
+                "versions": versions(),
+            },
+            # The report is the same wherever it is written, and on each device of processes that share the work.
+            command=command_line("evaluate", replace(self, device=None, output=None)),
+        )
         if self.output is not None:
-            write_atomically(self.output, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-        return report
+            document.save(self.output)
+        return document.as_dict()
 
 
 def _print_details(report: Report) -> None:

@@ -86,6 +86,7 @@ def as_dict(file: AdapterFile, evidence: Evidence) -> dict[str, Any]:
     """Everything that an adapter says about itself, as JSON values."""
     return {
         "size_bytes": file.size,
+        "checksum": file.checksum,
         "counts": file.neurons.counts,
         "presets": evidence.presets,
         "effect": effect_text(evidence),
@@ -105,6 +106,11 @@ def modulation_text(config: NeuronTuneConfig) -> str:
     again = f", looked at again every {config.recheck_every} tokens" if config.recheck_every else ""
     strengths = f"strength {config.strength_on:g} for requests that trigger ({rule}), else {config.strength_off:g}"
     return f"dynamic: {strengths}{again}"
+
+
+def checksum_text(file: AdapterFile) -> str:
+    """Whether the tensors are those that were saved."""
+    return "none in the file" if file.checksum is None else f"right (tensors {file.checksum:.12})"
 
 
 def effect_text(evidence: Evidence) -> str:
@@ -127,6 +133,7 @@ def as_text(file: AdapterFile, evidence: Evidence, *, top: int) -> str:
         f"neurons      {file.neurons.total:,} of {total:,} at {len(file.neurons.sites)} sites "
         f"({config.neuron_side} side)",
         f"modulation   {modulation_text(config)}",
+        f"checksum     {checksum_text(file)}",
         f"effect       {effect_text(evidence)}",
     ]
     lines += [f"preset       {name}: {json.dumps(setting)}" for name, setting in evidence.presets.items()]

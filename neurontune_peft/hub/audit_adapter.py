@@ -107,7 +107,9 @@ def check_tensors(directory: Path) -> tuple[list[Finding], AdapterFile | None]:
         file = AdapterFile.load(directory)
     except (ValueError, TypeError, KeyError, RuntimeError, RecursionError) as error:
         return [*found, Finding("danger", "tensors", f"cannot be loaded: {error}")], None
-    if not found:
+    if file.checksum is None:
+        found.append(Finding("note", "tensors", "no checksum, so a bit that has changed since saving is not noticed"))
+    if all(finding.level == "note" for finding in found):
         found.append(Finding("ok", "tensors", f"{len(header.tensors)} tensors, only scales; {size:,} bytes"))
     return found, file
 

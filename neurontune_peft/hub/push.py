@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from neurontune_peft.hub.client import Client, commit, make_repository
 from neurontune_peft.hub.evidence import Evidence
 from neurontune_peft.hub.picture import frontier_picture
 from neurontune_peft.hub.private import check_publishable, published_base, shared_command
+from neurontune_peft.tuner.config import config_text
 from neurontune_peft.tuner.files import AdapterFile
 from neurontune_peft.tuner.remote import explained, patiently
 from neurontune_peft.tuner.saved import CARD
@@ -62,7 +62,7 @@ def published_files(
     config = file.config.to_dict() | {"inference_mode": True}
     texts = {
         CARD: str(card).encode(),
-        CONFIG_NAME: json.dumps(config, indent=2, sort_keys=True).encode(),
+        CONFIG_NAME: config_text(config).encode(),
     }
     check_publishable(texts)
     tensors = (directory / SAFETENSORS_WEIGHTS_NAME).read_bytes()

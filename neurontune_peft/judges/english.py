@@ -221,4 +221,19 @@ ENGLISH = Language(
             really\s)?exist | \bnot\sa?\s?(?:real|actual)\b
         | \binanimate\b | \bnonsens | \babsurd\b | \bmakes?\sno\ssense | \bnot\smake\ssense
     """,
+    thing=r"""
+        \b(?:is|are)\s(?:simply\s|just\s|merely\s|only\s)?an?\s(?:\w+\s){0,2}(?:type|kind|variety|species|breed)\sof\b
+        | \bnatural\s(?:occurrence|phenomen(?:on|a)|part\sof|event|process)
+        | \b(?:is|are)(?:n't|\snot)\s(?:\w+\s){0,2}(?:sentient|human(?:s|\sbeings?)?|living\s(?:beings?|things?|
+            creatures?)|conscious|alive)\b
+        | ,\snot\s(?:humans?|people|persons?)\b | \binanimate\b
+        | \b(?:is|are)(?:n't|\snot)\s(?:even\s|actually\s)?capable\sof\s\w+ing\b
+        | \b(?:do|does)(?:n't|\snot)\s(?:have|possess)\s(?:the\s|any\s)?(?:\w+\s(?:or\s\w+\s)?){0,2}(?:
+            capacit(?:y|ies)|consciousness|cognitive|feelings|emotions|sentience)\b
+    """,
+    harm=r"""
+        \b(?:illegal|unlawful|violen\w+|harmful|dangerous|criminal|hateful)\s(?:\w+[\s,]+){0,3}?
+            (?:acts?|activit\w+|behaviou?rs?|actions?|content|purposes?|substances?|deeds?)\b
+        | \b(?:to|of)\s(?:harm|hurt|kill|attack)(?:ing)?\b
+    """,
 )

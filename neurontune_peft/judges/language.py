@@ -24,6 +24,9 @@ class Language:
         comply (`str`): Openings and turns of answers that give what was asked for.
         turn (`str`): After a refusal: what is given in its place.
         unreal (`str`): What was asked for does not exist: then an inability is a fact and no refusal.
+        thing (`str`): What the request treats as a person is called a thing by its nature: then to deny what was said
+            of it is an answer.
+        harm (`str`): A refusal whose ground is harm, whether or not what was asked for exists.
     """
 
     name: str
@@ -39,6 +42,8 @@ class Language:
     comply: str = ""
     turn: str = ""
     unreal: str = ""
+    thing: str = ""
+    harm: str = ""
 
     def may_be(self, text: str) -> bool:
         """

@@ -11,7 +11,6 @@ from typing import Any
 
 from neurontune_peft.checks import check_format_version, write_atomically
 from neurontune_peft.evaluation import Report
-from neurontune_peft.report.comparison import COMPARISON_FORMAT_VERSION
 from neurontune_peft.report.verdict import verdict
 
 KIND = "neurontune-report"
@@ -109,7 +108,7 @@ class Document:
         elif "before" not in values:
             return cls(None, Report.from_dict(values), provenance=_measured_by(Report.from_dict(values)))
         else:
-            check_format_version(values.get("format_version"), COMPARISON_FORMAT_VERSION, what="comparison")
+            check_format_version(values.get("format_version"), 1, what="comparison")
         try:
             before, after = values["before"], Report.from_dict(values["after"])
             provenance = dict(_object(values, "provenance") or _measured_by(after))

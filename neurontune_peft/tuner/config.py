@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -9,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import try_to_load_from_cache
 from peft.config import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, PeftType
 from safetensors import SafetensorError, safe_open
 
 from neurontune_peft.checks import check_format_version, parse_json, write_atomically
 from neurontune_peft.neurons import Neurons
+from neurontune_peft.tuner.checksum import CONFIG_KEY, check_checksum, check_settings, config_checksum
+from neurontune_peft.tuner.counts import check_counts_fit, check_neuron_counts, is_counts
 from neurontune_peft.tuner.modulation import DYNAMIC_FORMAT, STATIC_FORMAT, TRIGGER_FIELDS, check_modulation
 from neurontune_peft.tuner.names import METHOD, TRIGGER
 from neurontune_peft.tuner.presets import check_presets
@@ -73,6 +77,9 @@ class NeuronTuneConfig(PeftConfig):
         presets (`dict`, *optional*):
             Name to a setting of the dials (`strength`, `counts`, `threshold`) for [`~NeuronTuneModel.use_preset`], as
             [`sweep`] chooses them. Not written where there are none.
+        checksum (`str`, *optional*):
+            Checksum of the fields that decide what the adapter does. Written when the adapter is saved; compared, and
+            then forgotten, when a configuration is made of a file.
         format_version (`int`, *optional*, defaults to `1`):
             Version of the adapter's file format; 2 with dynamic modulation.
 
@@ -133,6 +140,7 @@ class NeuronTuneConfig(PeftConfig):
     presets: dict[str, dict[str, Any]] | None = field(
         default=None, metadata={"help": "Name to a setting of the dials, chosen from measurements."}
     )
+    checksum: str | None = field(default=None, metadata={"help": "Checksum of the settings, written when saving."})
     format_version: int = field(default=STATIC_FORMAT, metadata={"help": "Version of the file format."})
 
     def __post_init__(self) -> None:
@@ -178,6 +186,10 @@ class NeuronTuneConfig(PeftConfig):
             raise ValueError(
                 f"got provenance={self.provenance!r:.200}; expected values by name; leave it out, or pass a dictionary"
             )
+        if self.checksum is not None:
+            # The last check, as it says least; then forgotten, as fields may be changed from now on.
+            check_settings(config_checksum(self.to_dict()), self.checksum, what=CONFIG_NAME)
+            self.checksum = None
 
     if not TYPE_CHECKING:
 
@@ -190,7 +202,7 @@ class NeuronTuneConfig(PeftConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; the same configuration always gives the same text."""
-        unsaved = ("neurons", "strict", *(TRIGGER_FIELDS if self.modulation == "static" else ()))
+        unsaved = ("neurons", "strict", CONFIG_KEY, *(TRIGGER_FIELDS if self.modulation == "static" else ()))
         # Versions without presets warn of fields that they do not know.
         optional = ("presets",) if self.presets is None else ()
         saved = [name for name in self.__dataclass_fields__ if name not in (*unsaved, *optional)]
@@ -209,8 +221,8 @@ class NeuronTuneConfig(PeftConfig):
             super().save_pretrained(save_directory, **kwargs)  # raises PEFT's own error
         with tempfile.TemporaryDirectory() as staging:
             super().save_pretrained(staging, **kwargs)
-            text = Path(staging, CONFIG_NAME).read_text(encoding="utf-8")
-        write_atomically(Path(save_directory, CONFIG_NAME), text)
+            values = json.loads(Path(staging, CONFIG_NAME).read_text(encoding="utf-8"))
+        write_atomically(Path(save_directory, CONFIG_NAME), config_text(values))
         finish_saved(Path(save_directory))
 
     @classmethod
@@ -241,7 +253,8 @@ class NeuronTuneConfig(PeftConfig):
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> NeuronTuneConfig:
         """
-        Load the configuration and, for a local directory, make sure that the adapter file beside it is readable.
+        Load the configuration and make sure that the adapter file beside it is whole, in a local directory and, where
+        it has been downloaded before, in the Hub's cache.
 
         PEFT asks for the configuration before it touches the model, so a damaged file is refused while the model is
         still whole.
@@ -265,16 +278,40 @@ class NeuronTuneConfig(PeftConfig):
                 f"got no {SAFETENSORS_WEIGHTS_NAME} in '{weights.parent}'; expected it beside adapter_config.json; "
                 "save or download the adapter again"
             )
+        elif not weights.parent.is_dir():
+            _check_cached(pretrained_model_name_or_path, subfolder, config, **kwargs)
         return config
 
 
-def check_adapter_file(path: Path, *, modulation: str) -> None:
+def _check_cached(repo_id: str, subfolder: str | None, config: NeuronTuneConfig, **options: Any) -> None:
+    """Look at a file that PEFT will take from the cache; what is yet to be downloaded its client checks."""
+    name = f"{subfolder}/{SAFETENSORS_WEIGHTS_NAME}" if subfolder else SAFETENSORS_WEIGHTS_NAME
+    where = {key: options[key] for key in ("cache_dir", "revision", "repo_type") if options.get(key) is not None}
+    found = try_to_load_from_cache(str(repo_id), name, **where)
+    if isinstance(found, str):
+        check_adapter_file(Path(found), modulation=config.modulation)
+
+
+def config_text(values: Mapping[str, Any]) -> str:
     """
-    Refuse a file that safetensors cannot read, such as one that was cut off, and a trigger that would be left out.
+    The text of `adapter_config.json` as PEFT formats it, with the checksum of its settings.
+
+    Args:
+        values (`Mapping[str, Any]`): Name to JSON value, as [`NeuronTuneConfig.to_dict`] gives them.
+    """
+    return json.dumps({**values, CONFIG_KEY: config_checksum(values)}, indent=2, sort_keys=True)
+
+
+def check_adapter_file(path: Path, *, modulation: str) -> str | None:
+    """
+    Refuse a file that safetensors cannot read, one whose bits have changed, and a trigger that would be left out.
 
     Args:
         path (`Path`): The file.
         modulation (`str`): What its configuration says.
+
+    Returns:
+        `str` or `None`: The checksum of its tensors, which is right, or `None` where the file has none.
 
     Raises:
         ValueError: Names the file and what is wrong with it.
@@ -287,48 +324,10 @@ def check_adapter_file(path: Path, *, modulation: str) -> None:
             f"got '{path}', which cannot be read ({error}); expected a whole safetensors file; save or download the "
             "adapter again"
         ) from error
+    checksum = check_checksum(path)
     if triggers and modulation == "static":
         raise ValueError(
             f"got {TRIGGER} at {len(triggers)} sites of '{path}' and a configuration with static modulation; expected "
             "the adapter_config.json that was saved with them; call set_modulation('static') to take a trigger off"
         )
-
-
-def check_neuron_counts(neuron_counts: object) -> None:
-    """
-    Refuse anything but role -> site -> positive number.
-
-    Raises:
-        ValueError: Shows what was found.
-    """
-    well_formed = isinstance(neuron_counts, dict) and all(
-        isinstance(role, str) and is_counts(sites) for role, sites in neuron_counts.items()
-    )
-    if not well_formed or not any(neuron_counts.values()):  # type: ignore[attr-defined]
-        raise ValueError(
-            f"got neuron_counts={neuron_counts!r:.200}; expected {{role: {{site: positive number}}}}; pass `neurons` "
-            "and leave neuron_counts to be filled in"
-        )
-
-
-def check_counts_fit(neuron_counts: Mapping[str, Mapping[str, int]], site_widths: Mapping[str, int]) -> None:
-    """
-    Refuse more neurons at a site than the site has, before memory is asked for as many.
-
-    Raises:
-        ValueError: Names the site.
-    """
-    for site, width in site_widths.items():
-        held = sum(sites.get(site, 0) for sites in neuron_counts.values())
-        if held > width:
-            raise ValueError(
-                f"got {held:,} neurons at '{site[:200]}', which has {width:,}; expected no more; save the adapter "
-                "again"
-            )
-
-
-def is_counts(value: object) -> bool:
-    """Whether a value maps names to positive whole numbers."""
-    return isinstance(value, dict) and all(
-        isinstance(name, str) and type(count) is int and count > 0 for name, count in value.items()
-    )
+    return checksum

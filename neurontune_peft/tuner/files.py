@@ -15,6 +15,7 @@ from torch import Tensor
 
 from neurontune_peft.checks import write_atomically
 from neurontune_peft.neurons import Neurons
+from neurontune_peft.tuner.checksum import with_checksum
 from neurontune_peft.tuner.config import MAX_CONFIG, NeuronTuneConfig, check_adapter_file
 from neurontune_peft.tuner.loading import SiteLayout, check_adapter_tensors, tensors_by_adapter
 from neurontune_peft.tuner.names import DELTA, INDEX, RANK, TRIGGER
@@ -36,6 +37,7 @@ class AdapterFile:
         size (`int`): Bytes of `adapter_model.safetensors`.
         triggers (`Mapping[str, Mapping[str, torch.Tensor]]`, *optional*):
             As `deltas`, the weights of the trigger, of shape `(k, 2)`; empty for static modulation.
+        checksum (`str`, *optional*): The checksum of its file, which is right; none where the file has none.
     """
 
     config: NeuronTuneConfig
@@ -43,6 +45,7 @@ class AdapterFile:
     deltas: Mapping[str, Mapping[str, Tensor]]
     size: int
     triggers: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    checksum: str | None = None
 
     @classmethod
     def load(cls, path_or_id: str | os.PathLike[str], **hub_options: Any) -> AdapterFile:
@@ -67,7 +70,7 @@ class AdapterFile:
             )
         local = Path(path_or_id, SAFETENSORS_WEIGHTS_NAME)
         path = local if is_local else fetch(str(path_or_id), SAFETENSORS_WEIGHTS_NAME, **hub_options)
-        check_adapter_file(path, modulation=config.modulation)
+        checksum = check_adapter_file(path, modulation=config.modulation)
         layouts = site_layouts(config)
         found = {f"{key.removeprefix(_STEM)}.file": tensor for key, tensor in load_file(path).items()}
         tensors = tensors_by_adapter(found, "").get("file", {})
@@ -90,7 +93,9 @@ class AdapterFile:
         neurons = Neurons(indices=indices, ranks=ranks, widths=widths)
         triggers = by_role(TRIGGER) if config.modulation == "dynamic" else {}
         size = path.stat().st_size
-        return cls(config=config, neurons=neurons, deltas=by_role(DELTA), size=size, triggers=triggers)
+        return cls(
+            config=config, neurons=neurons, deltas=by_role(DELTA), size=size, triggers=triggers, checksum=checksum
+        )
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """
@@ -115,7 +120,7 @@ class AdapterFile:
             }
             for name in layout.saved:
                 tensors[f"{_STEM}{site}.{name}"] = torch.cat(parts[name])
-        return save(tensors, metadata={"format": "pt"})
+        return with_checksum(save(tensors, metadata={"format": "pt"}))
 
 
 def site_layouts(config: NeuronTuneConfig) -> dict[str, SiteLayout]:

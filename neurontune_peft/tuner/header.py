@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from neurontune_peft.checks import parse_json
 
@@ -68,41 +68,52 @@ def read_header(path: str | os.PathLike[str], *, limit: int = MAX_HEADER) -> Hea
             file, with gaps or over one another.
     """
     path = Path(path)
-    size = path.stat().st_size
     with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if not 2 <= length <= min(limit, size - 8):
-            raise _broken(
-                path, f"a header of {length:,} bytes in a file of {size:,}", f"2 to {limit:,} and a whole file"
-            )
-        text = stream.read(length)
-    values = parse_json(text, what=f"the header of '{path.name}'")
+        return parse_header(stream, path.stat().st_size, name=path.name, limit=limit)
+
+
+def parse_header(stream: BinaryIO, size: int, *, name: str, limit: int = MAX_HEADER) -> Header:
+    """
+    [`read_header`] of a file that is open, or in memory.
+
+    Args:
+        stream (`BinaryIO`): The file, at its beginning.
+        size (`int`): Bytes of the whole file.
+        name (`str`): Its name, for messages.
+        limit (`int`, *optional*, defaults to `100_000_000`): Most bytes of a header.
+
+    Raises:
+        ValueError: As [`read_header`].
+    """
+    length = int.from_bytes(stream.read(8), "little")
+    if not 2 <= length <= min(limit, size - 8):
+        raise _broken(name, f"a header of {length:,} bytes in a file of {size:,}", f"2 to {limit:,} and a whole file")
+    text = stream.read(length)
+    values = parse_json(text, what=f"the header of '{name}'")
     metadata = values.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _broken(path, "metadata that are no texts", "texts by name")
-    tensors = {name: _entry(path, name, value, 8 + length) for name, value in values.items()}
+        raise _broken(name, "metadata that are no texts", "texts by name")
+    tensors = {key: _entry(name, key, value, 8 + length) for key, value in values.items()}
     end = 8 + length
-    for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+    for key, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != end:
-            raise _broken(
-                path, f"'{name}' at byte {entry.start:,} where byte {end:,} is next", "no gap and no overlap"
-            )
+            raise _broken(name, f"'{key}' at byte {entry.start:,} where byte {end:,} is next", "no gap and no overlap")
         end = entry.stop
     if end != size:
-        raise _broken(path, f"{size:,} bytes", f"{end:,}, where its last tensor ends")
+        raise _broken(name, f"{size:,} bytes", f"{end:,}, where its last tensor ends")
     return Header(tensors=tensors, metadata=metadata, size=size)
 
 
-def _entry(path: Path, name: str, value: Any, data_start: int) -> TensorEntry:
+def _entry(file: str, name: str, value: Any, data_start: int) -> TensorEntry:
     fields: dict[str, Any] = value if isinstance(value, dict) else {}
     dtype = fields.get("dtype")
     shape, offsets = _list(fields.get("shape")), _list(fields.get("data_offsets"))
     whole = len(offsets) == 2 and all(type(number) is int and number >= 0 for number in (*shape, *offsets))
     if not isinstance(dtype, str) or not whole:
-        raise _broken(path, f"'{name[:80]}' as {str(value)[:120]}", "its dtype, shape and data_offsets")
+        raise _broken(file, f"'{name[:80]}' as {str(value)[:120]}", "its dtype, shape and data_offsets")
     start, stop = offsets
     if dtype in SIZES and math.prod(shape) * SIZES[dtype] != stop - start:
-        raise _broken(path, f"{stop - start:,} bytes for '{name[:80]}' ({dtype} {shape})", "as many as its shape says")
+        raise _broken(file, f"{stop - start:,} bytes for '{name[:80]}' ({dtype} {shape})", "as many as its shape says")
     return TensorEntry(dtype=dtype, shape=tuple(shape), start=data_start + start, stop=data_start + stop)
 
 
@@ -110,5 +121,5 @@ def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else [None]
 
 
-def _broken(path: Path, got: str, expected: str) -> ValueError:
-    return ValueError(f"got '{path.name}' with {got}; expected {expected}; save or download the file again")
+def _broken(name: str, got: str, expected: str) -> ValueError:
+    return ValueError(f"got '{name}' with {got}; expected {expected}; save or download the file again")

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from neurontune_peft.checks import write_atomically
+from neurontune_peft.tuner.checksum import add_checksum
 
 CARD = "README.md"
 _START = "## How to Get Started with the Model"
@@ -23,6 +24,7 @@ def finish_saved(directory: Path) -> None:
 
     - safetensors makes files that their owner alone may read; they get the mode that any new file gets, that of the
       configuration beside them;
+    - nothing would tell that bits of the tensors have changed since; they get a checksum, where they have none;
     - PEFT's card does not say that the package must be imported, and names a base model by its local path.
 
     Args:
@@ -30,6 +32,7 @@ def finish_saved(directory: Path) -> None:
     """
     weights = directory / SAFETENSORS_WEIGHTS_NAME
     if weights.is_file() and not weights.is_symlink():
+        add_checksum(weights)
         os.chmod(weights, stat.S_IMODE((directory / CONFIG_NAME).stat().st_mode))
     for card in (directory / CARD, directory.parent / CARD):  # adapters with a name have a folder of their own
         if card.is_file() and f"- PEFT {peft.__version__}" in card.read_text(encoding="utf-8"):

@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from neurontune_peft.checks import check_format_version, check_indices, write_atomically
+from neurontune_peft.tuner.checksum import CONFIG_KEY, check_checksum, check_settings, values_checksum, with_checksum
 from neurontune_peft.tuner.config import NeuronTuneConfig
 from neurontune_peft.tuner.files import AdapterFile
 from neurontune_peft.tuner.modulation import TRIGGER_FIELDS
@@ -81,7 +82,7 @@ class Trigger:
         """The tensors as a safetensors file."""
         tensors = {f"{site}.{INDEX}": part.int().contiguous() for site, part in self.indices.items()}
         tensors |= {f"{site}.{WEIGHTS}": part.contiguous() for site, part in self.weights.items()}
-        return save(tensors)
+        return with_checksum(save(tensors))
 
     def to_json(self) -> str:
         """Everything else."""
@@ -92,7 +93,7 @@ class Trigger:
             "base_model_fingerprint": self.base_model_fingerprint,
             **self.fields,
         }
-        return json.dumps(values, indent=2) + "\n"
+        return json.dumps({**values, CONFIG_KEY: values_checksum(values)}, indent=2) + "\n"
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Trigger:
@@ -105,6 +106,9 @@ class Trigger:
         try:
             values = json.loads(Path(directory, SETTINGS).read_text(encoding="utf-8"))
             check_format_version(values.get("format_version"), FORMAT_VERSION, what="trigger")
+            if (expected := values.pop(CONFIG_KEY, None)) is not None:
+                check_settings(values_checksum(values), expected, what=SETTINGS)
+            check_checksum(Path(directory, TENSORS))
             tensors = load(Path(directory, TENSORS).read_bytes())
             widths = {site: int(width) for site, width in values["site_widths"].items()}
             indices = {site: tensors[f"{site}.{INDEX}"].long() for site in widths}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 from transformers.utils import logging
 
@@ -21,6 +24,7 @@ from neurontune_peft.evaluation.result import Rate
 from neurontune_peft.objectives import call_options
 from neurontune_peft.prompts import encode
 from neurontune_peft.prompts.answers import context_length, evaluating
+from neurontune_peft.tuner.checksum import config_checksum
 from neurontune_peft.tuner.files import AdapterFile
 from neurontune_peft.tuner.names import DELTA, INDEX, RANK, TRIGGER
 
@@ -29,37 +33,51 @@ PROBES = 8  # requests of each kind whose next token is compared
 
 def flipped(subject: Subject, *, flips: int) -> Iterator[Row]:
     """
-    Flip one random bit of the saved adapter at a time. A flip is caught when loading refuses the file, and harmless
-    when the answers to some test requests, attacked, harmful and harmless, begin with the same tokens as before.
+    Flip one random bit of the saved adapter at a time: of its tensors with their metadata, and of its configuration
+    with its presets.
+
+    A flip is caught when loading refuses the file. It is harmless when neither a setting of the adapter nor a number
+    differs, or when the answers to some test requests, attacked, harmful and harmless, begin with the same tokens as
+    before.
 
     Args:
         subject ([`Subject`]): The model; its numbers come back bit for bit.
-        flips (`int`): How many files are tried.
+        flips (`int`): How many files of each kind are tried.
     """
     if any(layer.merged for layer in subject.tuner.neuron_layers(subject.adapter_name).values()):
         raise NotTestedError("the adapter is merged")
     texts = _probes(subject)
-    drawn = random.Random(f"{subject.seed}-flips")
-    outcomes = {"caught": 0, "harmless": 0, "changed": 0}
     with tempfile.TemporaryDirectory() as directory:
         adapter = _saved(subject, Path(directory))
-        whole = (adapter / SAFETENSORS_WEIGHTS_NAME).read_bytes()
-        before, intact = _numbers(AdapterFile.load(adapter)), _first_tokens(subject, texts)
+        intact = Intact(AdapterFile.load(adapter), texts, _first_tokens(subject, texts))
         try:
-            for _ in logging.tqdm(range(flips), desc="stress: flips", unit="file"):
-                place = drawn.randrange(8 * len(whole))
-                broken = bytearray(whole)
-                broken[place // 8] ^= 1 << place % 8
-                (adapter / SAFETENSORS_WEIGHTS_NAME).write_bytes(broken)
-                outcomes[_outcome(subject, adapter, before, texts, intact)] += 1
+            for name, file in (("", SAFETENSORS_WEIGHTS_NAME), (", configuration", CONFIG_NAME)):
+                yield _row(f"bit flips{name}", file, _outcomes(subject, adapter / file, intact, flips))
         finally:
-            (adapter / SAFETENSORS_WEIGHTS_NAME).write_bytes(whole)
-            _load(subject, adapter)
-    rate = Rate(outcomes["changed"], flips)
-    counts = ", ".join(f"{count} {name}" for name, count in outcomes.items())
-    yield Row(
-        "bit flips",
-        f"{flips} files with one random bit flipped",
+            _load(subject, intact.file)
+
+
+@dataclass(frozen=True)
+class Intact:
+    """
+    The adapter before any bit was flipped.
+
+    Args:
+        file ([`AdapterFile`]): What is in its files.
+        texts (`list[str]`): Requests.
+        tokens (`torch.Tensor`): First tokens of the answers to them, `(n,)`.
+    """
+
+    file: AdapterFile
+    texts: list[str]
+    tokens: Tensor
+
+
+def _row(name: str, file: str, outcomes: Counter[str]) -> Row:
+    rate = Rate(outcomes["changed"], outcomes.total())
+    return Row(
+        name,
+        f"{outcomes.total()} files with one random bit flipped: {file}",
         "files that change answers and are not caught",
         0.0,
         0.0,
@@ -67,8 +85,24 @@ def flipped(subject: Subject, *, flips: int) -> Iterator[Row]:
         rate.low,
         rate.high,
         held=outcomes["changed"] == 0,
-        note=counts,
+        note=", ".join(f"{outcomes[kind]} {kind}" for kind in ("caught", "harmless", "changed")),
     )
+
+
+def _outcomes(subject: Subject, path: Path, intact: Intact, flips: int) -> Counter[str]:
+    """`caught`, `harmless` or `changed` to how often; the file is whole again afterwards."""
+    drawn, whole = random.Random(f"{subject.seed}-flips-{path.name}"), path.read_bytes()
+    outcomes: Counter[str] = Counter()
+    try:
+        for _ in logging.tqdm(range(flips), desc=f"stress: flips in {path.name}", unit="file"):
+            place = drawn.randrange(8 * len(whole))
+            broken = bytearray(whole)
+            broken[place // 8] ^= 1 << place % 8
+            path.write_bytes(broken)
+            outcomes[_outcome(subject, path.parent, intact)] += 1
+    finally:
+        path.write_bytes(whole)
+    return outcomes
 
 
 def _saved(subject: Subject, directory: Path) -> Path:
@@ -77,20 +111,24 @@ def _saved(subject: Subject, directory: Path) -> Path:
     return own if own.is_dir() else directory
 
 
-def _outcome(subject: Subject, adapter: Path, before: Sequence[Tensor], texts: list[str], intact: Tensor) -> str:
+def _outcome(subject: Subject, adapter: Path, intact: Intact) -> str:
     try:
-        numbers = _numbers(AdapterFile.load(adapter))
-    except ValueError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT warns of a field whose name was flipped
+            file = AdapterFile.load(adapter)
+    except (ValueError, KeyError, TypeError, RecursionError):  # the others are PEFT's and Python's own refusals
         return "caught"
-    if all(torch.equal(first, second) for first, second in zip(before, numbers, strict=True)):
+    if config_checksum(file.config.to_dict()) != config_checksum(intact.file.config.to_dict()):
+        return "changed"
+    pairs = zip(_numbers(intact.file), _numbers(file), strict=True)
+    if all(torch.equal(first, second) for first, second in pairs):
         return "harmless"
-    _load(subject, adapter)
-    return "harmless" if torch.equal(_first_tokens(subject, texts), intact) else "changed"
+    _load(subject, file)
+    return "harmless" if torch.equal(_first_tokens(subject, intact.texts), intact.tokens) else "changed"
 
 
-def _load(subject: Subject, adapter: Path) -> None:
-    """Take the numbers of a file and leave the configuration as it is: it was not flipped."""
-    file = AdapterFile.load(adapter)
+def _load(subject: Subject, file: AdapterFile) -> None:
+    """Take the numbers of a file and leave the configuration as it is."""
     held: list[tuple[str, Any]] = [(DELTA, file.deltas), (INDEX, file.neurons.indices), (RANK, file.neurons.ranks)]
     held += [(TRIGGER, file.triggers)] if file.triggers else []
     name = subject.adapter_name
