@@ -128,7 +128,7 @@ def test_a_trigger_in_the_file_of_a_static_adapter_is_refused(tmp_path):
     ("options", "message"),
     [
         ({"modulation": "sometimes"}, r"got modulation='sometimes'; expected one of \['static', 'dynamic'\]"),
-        ({"trigger_gate": "ramp"}, "got trigger_gate='ramp'"),
+        ({"trigger_gate": "slope"}, "got trigger_gate='slope'"),
         ({"strength_on": float("nan")}, "got strength_on=nan; expected a finite number"),
         ({"trigger_threshold": "high"}, "got trigger_threshold='high'"),
         ({"trigger_suffix": []}, r"got trigger_suffix=\[\]; expected token ids"),

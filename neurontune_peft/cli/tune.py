@@ -32,6 +32,7 @@ class Tune(ModelOptions):
         modulation: "dynamic" scales the requests alone that a trigger on the same neurons takes for harmful; "static"
             scales all.
         false_positive_budget: Largest share of harmless requests that may trigger, on requests kept back.
+        full_strength_budget: Largest share of them that may get the whole strength; it rises with the score.
         nearly_flagged: Share of the harmless train requests, those nearest to triggering, that scales are learnt from.
         strength_on: Strength of requests that trigger.
         training: How the scales are learnt.
@@ -51,6 +52,7 @@ class Tune(ModelOptions):
     rounds: int = 1
     modulation: Literal["dynamic", "static"] = "dynamic"
     false_positive_budget: float = 0.15
+    full_strength_budget: float = 0.03
     nearly_flagged: float = 0.25
     strength_on: float = 1.5
     training: MetaConfig = field(default_factory=for_flagged_requests)

@@ -68,7 +68,7 @@ def tune(command: Tune) -> dict[str, Any]:
     given = PromptSet.load(command.prompts)
     check_tunable(given)
     if command.modulation == "dynamic":
-        check_fittable(given, false_positive_budget=command.false_positive_budget, seed=command.training.seed)
+        check_fittable(given, seed=command.training.seed, **_budgets(command))
     model, tokenizer = command.load()
     prompts = with_answers(given, model, tokenizer, chat_template=command.chat_template)
     if not command.force:
@@ -198,11 +198,14 @@ def _flagged(
         return None, prompts
     options: dict[str, Any] = {"seed": command.training.seed, "chat_template": command.chat_template}
     with steps.timed("fitting the trigger"):
-        budget = command.false_positive_budget
-        trigger = fit_trigger(tuned, tokenizer, prompts, false_positive_budget=budget, **options)
+        trigger = fit_trigger(tuned, tokenizer, prompts, **_budgets(command), **options)
         if not trigger.dynamic:
             return trigger, prompts
         return trigger, nearly_flagged(tuned, tokenizer, prompts, share=command.nearly_flagged, **options)
+
+
+def _budgets(command: Tune) -> dict[str, float]:
+    return {name: getattr(command, name) for name in ("false_positive_budget", "full_strength_budget")}
 
 
 def _score(
@@ -242,6 +245,7 @@ def _options(command: Tune, prompts: PromptSet, model: PreTrainedModel) -> dict[
         "rounds",
         "modulation",
         "false_positive_budget",
+        "full_strength_budget",
         "nearly_flagged",
     )
     own = {name: str(getattr(command, name)) for name in names}

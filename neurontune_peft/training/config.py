@@ -60,6 +60,9 @@ class MetaConfig:
         nll_weight (`float`, *optional*, defaults to `0.2`): Weight of the answers' negative log-likelihood. *ours*
         first_token_weight (`float`, *optional*, defaults to `4.0`):
             Weight of an answer's first token relative to its others: it decides whether a model refuses. *ours*
+        focus (`float`, *optional*, defaults to `1.0`):
+            Exponent of each refusal's loss, at least 1. Above 1, prompts that are refused already count less than the
+            others. *ours*; the nearest relative is focal loss (arXiv 1708.02002).
         margin_weight (`float`, *optional*, defaults to `0.0`):
             Weight of `softplus(-refusal margin)` in the safety losses. *re-implementation* of the margin; as a loss
             *ours*
@@ -136,6 +139,7 @@ class MetaConfig:
     kl_weight: float = 1.0
     nll_weight: float = 0.2
     first_token_weight: float = 4.0
+    focus: float = 1.0
     margin_weight: float = 0.0
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=_default_bounds)
     signed: bool = False
@@ -186,4 +190,6 @@ def for_flagged_requests() -> MetaConfig:
     They may be strong and of either sign, as they cost only what is asked of the flagged requests. Static scales act
     on harmless requests too, and need the default `utility_weight`.
     """
-    return MetaConfig(utility_weight=1.0, bounds={"safety": (0.0, 4.0), "utility": (-0.5, 0.0)}, signed=True)
+    return MetaConfig(
+        utility_weight=0.4, focus=2.0, bounds={"safety": (0.0, 4.0), "utility": (-0.5, 0.0)}, signed=True
+    )

@@ -57,6 +57,7 @@ def check_config(config: MetaConfig) -> None:
     _check_at_least(config, 1, POSITIVE)
     _check_at_least(config, 0, COUNTS)
     _check_at_least(config, 0.0, NUMBERS + SHARES)
+    _check_at_least(config, 1.0, ("focus",))
     for name in SHARES:
         if not getattr(config, name) < 1:
             raise ValueError(f"got {name}={getattr(config, name)}; expected less than 1; lower it")

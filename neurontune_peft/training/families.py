@@ -101,7 +101,9 @@ class Families:
 
     def _refusal_loss(self, batch: TokenBatch, prompts: TokenBatch | None, values: Values) -> Tensor:
         """Loss of refusing, of the model as it stands: its place has given it the values."""
-        loss = answer_loss(self.model, batch, first_token_weight=self.config.first_token_weight)
+        loss = answer_loss(
+            self.model, batch, first_token_weight=self.config.first_token_weight, focus=self.config.focus
+        )
         if prompts is not None and self.margin is not None:
             loss = loss + self.config.margin_weight * F.softplus(-self.margin(self.model, prompts)).mean()
         return loss

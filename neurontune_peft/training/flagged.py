@@ -110,6 +110,7 @@ def trigger_aside(model: PeftModel) -> Iterator[None]:
     kept = {
         "bias": config.trigger_bias,
         "threshold": config.trigger_threshold,
+        "ramp": config.trigger_ramp,
         "suffix": config.trigger_suffix,
         "opening": config.trigger_opening,
     }

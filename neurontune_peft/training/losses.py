@@ -27,7 +27,7 @@ def token_weights(batch: TokenBatch, first_token_weight: float) -> Tensor:
     return weights[answer] / answer.shape[0]
 
 
-def answer_loss(model: nn.Module, batch: TokenBatch, *, first_token_weight: float) -> Tensor:
+def answer_loss(model: nn.Module, batch: TokenBatch, *, first_token_weight: float, focus: float = 1.0) -> Tensor:
     """
     Weighted negative log-likelihood of the answers.
 
@@ -35,12 +35,21 @@ def answer_loss(model: nn.Module, batch: TokenBatch, *, first_token_weight: floa
         model (`nn.Module`): A causal LM.
         batch (`TokenBatch`): Prompts with answers.
         first_token_weight (`float`): As in `token_weights`.
+        focus (`float`, *optional*, defaults to `1.0`):
+            Exponent of each answer's loss. Above 1, answers that the model gives anyway count less than the others, as
+            in focal loss (arXiv 1708.02002); that the factor is a power of the loss itself is *ours*.
 
     Returns:
-        `Tensor`: A scalar, nats per token.
+        `Tensor`: A scalar, nats per token; with a focus, a mean of their powers.
     """
     losses = F.cross_entropy(response_logits(model, batch).float(), answer_targets(batch), reduction="none")
-    return (losses * token_weights(batch, first_token_weight)).sum()
+    weighted = losses * token_weights(batch, first_token_weight)  # (N,)
+    if focus == 1:
+        return weighted.sum()
+    answer = batch.response_mask[:, 1:]  # (B, T - 1)
+    rows = answer.nonzero()[:, 0]  # (N,)
+    each = weighted.new_zeros(len(answer)).index_add(0, rows, weighted) * len(answer)  # (B,)
+    return each.pow(focus).mean()
 
 
 def utility_losses(

@@ -34,6 +34,7 @@ class TriggerFit:
         detection (`Mapping[str, float]`): Group of harmful requests to the share that triggers.
         false_positives (`Mapping[str, float]`): Group of harmless requests to the share that triggers.
         threshold (`float`): Scores above it trigger.
+        ramp (`float`): How far above the threshold a score gives the whole strength.
         budget (`float`): The largest share of each group of harmless requests that was to trigger.
         l2 (`float`): The regularisation chosen.
         missed (`tuple[str, ...]`): Harmful texts that do not trigger.
@@ -46,6 +47,7 @@ class TriggerFit:
     detection: Mapping[str, float]
     false_positives: Mapping[str, float]
     threshold: float
+    ramp: float
     budget: float
     l2: float
     missed: tuple[str, ...]
@@ -69,6 +71,7 @@ def fit_trigger(
     prompts: PromptSet,
     *,
     false_positive_budget: float = 0.15,
+    full_strength_budget: float = 0.03,
     lowest_auc: float = 0.6,
     folds: int = 4,
     examples_per_kind: int = 300,
@@ -93,6 +96,9 @@ def fit_trigger(
         prompts ([`PromptSet`]): The prompt set; its test split is not touched.
         false_positive_budget (`float`, *optional*, defaults to `0.15`):
             Largest share of benign, borderline, wrapped and framed requests, each kept back, that may trigger.
+        full_strength_budget (`float`, *optional*, defaults to `0.03`):
+            Largest share of them that may get the whole strength; in between, strength rises with the score. As large
+            as the other budget, it makes a step of the ramp.
         lowest_auc (`float`, *optional*, defaults to `0.6`): Below it the adapter is left, or made, static.
         folds (`int`, *optional*, defaults to `4`): Parts of the train requests, each of which is kept back once.
         examples_per_kind (`int`, *optional*, defaults to `300`): Most requests of each kind.
@@ -119,6 +125,7 @@ def fit_trigger(
     examples = check_fittable(
         prompts,
         false_positive_budget=false_positive_budget,
+        full_strength_budget=full_strength_budget,
         folds=folds,
         examples_per_kind=examples_per_kind,
         seed=seed,
@@ -140,6 +147,7 @@ def fit_trigger(
     features = torch.cat([part.flatten(1) for part in parts.values()], dim=1)  # (n, 2 k)
     l2, family_auc, scores, trigger = cross_fitted(examples, features)
     threshold = calibrated(examples, scores, false_positive_budget)
+    ramp = max(0.0, calibrated(examples, scores, full_strength_budget) - threshold)
     attacks = [family_auc[family] for family in prompts.train_families if family in family_auc]
     auc = sum(attacks) / len(attacks) if attacks else math.nan
     fires = scores > threshold
@@ -150,6 +158,7 @@ def fit_trigger(
         detection=rates(examples, fires, harmful=True),
         false_positives=rates(examples, fires, harmful=False),
         threshold=threshold,
+        ramp=ramp,
         budget=false_positive_budget,
         l2=l2,
         missed=tuple(e.text for e, fired in zip(examples, fires, strict=True) if e.harmful and not fired),
@@ -164,6 +173,7 @@ def check_fittable(
     prompts: PromptSet,
     *,
     false_positive_budget: float = 0.15,
+    full_strength_budget: float = 0.03,
     folds: int = 4,
     examples_per_kind: int = 300,
     seed: int = 0,
@@ -174,6 +184,7 @@ def check_fittable(
     Args:
         prompts ([`PromptSet`]): The prompt set.
         false_positive_budget (`float`, *optional*, defaults to `0.15`): As in [`fit_trigger`], like the others.
+        full_strength_budget (`float`, *optional*, defaults to `0.03`): Likewise.
         folds (`int`, *optional*, defaults to `4`): Parts of the train requests.
         examples_per_kind (`int`, *optional*, defaults to `300`): Most requests of each kind.
         seed (`int`, *optional*, defaults to `0`): Decides which requests are kept back together.
@@ -181,10 +192,10 @@ def check_fittable(
     Raises:
         ValueError: When the budget or the number of folds is impossible, or there are too few requests.
     """
-    if not 0 < false_positive_budget < 1:
-        raise ValueError(
-            f"got false_positive_budget={false_positive_budget}; expected a share between 0 and 1; 0.02 is 2 %"
-        )
+    shares = {"false_positive_budget": false_positive_budget, "full_strength_budget": full_strength_budget}
+    for name, value in shares.items():
+        if not 0 < value < 1:
+            raise ValueError(f"got {name}={value}; expected a share between 0 and 1; 0.02 is 2 %")
     if folds < 2:
         raise ValueError(f"got folds={folds}; expected at least 2, to measure on requests that were kept back; use 4")
     examples = examples_of(prompts, folds=folds, seed=seed, most=examples_per_kind)
@@ -240,7 +251,7 @@ def write_trigger(
     tuner: Any = model.base_model
     if fit.dynamic:
         parts = trigger.weights.view(-1, 2).split(list(counts.values()))
-        options = {"bias": trigger.bias, "threshold": fit.threshold, **template}
+        options: dict[str, Any] = {"bias": trigger.bias, "threshold": fit.threshold, "ramp": fit.ramp, **template}
         tuner.set_trigger(dict(zip(counts, parts, strict=True)), adapter_name=adapter_name, **options)
     else:
         warnings.warn(

@@ -66,7 +66,10 @@ class NeuronTuneConfig(PeftConfig):
             A request's score is this plus the weighted sum of its neurons' unscaled activations.
         trigger_threshold (`float`, *optional*, defaults to `0.0`): Scores above it trigger.
         trigger_gate (`str`, *optional*, defaults to `"step"`):
-            `"step"`: off or on. `"sigmoid"`: a strength in between, by `sigmoid(score - threshold)`.
+            `"step"`: off or on. `"ramp"`: off up to the threshold, then rising with the score, to on at `trigger_ramp`
+            above it. `"sigmoid"`: in between everywhere, by `sigmoid(score - threshold)`.
+        trigger_ramp (`float`, *optional*, defaults to `0.0`):
+            How far above the threshold a score gives the whole strength, for the gate `"ramp"`.
         trigger_suffix (`list[int]`, *optional*):
             Token ids with which the chat template ends a prompt ([`generation_suffix`]); the score is read where the
             last of them ends in a row. Without it, at the row's last token.
@@ -129,7 +132,8 @@ class NeuronTuneConfig(PeftConfig):
     strength_on: float = field(default=1.0, metadata={"help": "Strength of requests that trigger."})
     trigger_bias: float = field(default=0.0, metadata={"help": "Score of a request whose neurons are silent."})
     trigger_threshold: float = field(default=0.0, metadata={"help": "Scores above it trigger."})
-    trigger_gate: str = field(default="step", metadata={"help": "'step' or 'sigmoid'."})
+    trigger_gate: str = field(default="step", metadata={"help": "'step', 'ramp' or 'sigmoid'."})
+    trigger_ramp: float = field(default=0.0, metadata={"help": "How far above the threshold strength is whole."})
     trigger_suffix: list[int] | None = field(
         default=None, metadata={"help": "Token ids with which the chat template ends a prompt."}
     )

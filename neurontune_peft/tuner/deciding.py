@@ -186,7 +186,7 @@ def verdict_on(config: Any, reading: Reading, call: Call, old: Verdict | None) -
         first = fires.int().argmax(dim=1)  # (B,)
         place = reading.positions.gather(1, first.unsqueeze(1)).squeeze(1) + call.past
         starts = torch.where(fires.any(dim=1), torch.where(place == ends, 0, place + 1), NEVER)
-        strengths = torch.where(starts == NEVER, 0.0, torch.full_like(strengths, config.strength_on))
+        strengths = torch.where(starts == NEVER, 0.0, gated(config, score.gather(1, first.unsqueeze(1)).squeeze(1)))
     if old is None:
         return Verdict(strengths=strengths, starts=starts, ends=ends, turn_sum=turn_sum, turn_count=turn_count)
     read = (ends != NOWHERE) if config.recheck_every is None else (reading.positions != NOWHERE).any(dim=1)

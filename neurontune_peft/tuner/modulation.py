@@ -15,6 +15,7 @@ TRIGGER_FIELDS = (
     "trigger_bias",
     "trigger_threshold",
     "trigger_gate",
+    "trigger_ramp",
     "trigger_suffix",
     "trigger_opening",
     "recheck_every",
@@ -31,15 +32,20 @@ def check_modulation(config: Any) -> None:
     Raises:
         ValueError: Names the first field that is wrong.
     """
-    for name, choices in (("modulation", ("static", "dynamic")), ("trigger_gate", ("step", "sigmoid"))):
+    for name, choices in (("modulation", ("static", "dynamic")), ("trigger_gate", ("step", "ramp", "sigmoid"))):
         if getattr(config, name) not in choices:
             raise ValueError(
                 f"got {name}={getattr(config, name)!r}; expected one of {list(choices)}; choose one of them"
             )
-    for name in ("strength_off", "strength_on", "trigger_bias", "trigger_threshold"):
+    for name in ("strength_off", "strength_on", "trigger_bias", "trigger_threshold", "trigger_ramp"):
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"got {name}={value!r}; expected a finite number; fit the trigger again or correct it")
+    if config.trigger_ramp < 0 or (config.trigger_gate == "ramp" and config.trigger_ramp == 0):
+        raise ValueError(
+            f"got trigger_ramp={config.trigger_ramp} with trigger_gate={config.trigger_gate!r}; expected a score above "
+            "0 for 'ramp', and none below; fit the trigger again, or use 'step'"
+        )
     _check_tokens("trigger_suffix", config.trigger_suffix, "generation_suffix")
     _check_tokens("trigger_opening", config.trigger_opening, "turn_opening")
     _check_recheck(config)
@@ -62,9 +68,9 @@ def _check_recheck(config: Any) -> None:
         return
     if type(every) is not int or every < 1:
         raise ValueError(f"got recheck_every={every!r}; expected a positive number of tokens, or None; correct it")
-    if config.trigger_gate != "step" or config.strength_off != 0:
+    if config.trigger_gate == "sigmoid" or config.strength_off != 0:
         raise ValueError(
             f"got recheck_every={every} with trigger_gate={config.trigger_gate!r} and strength_off="
-            f"{config.strength_off}; expected 'step' and 0, as later decisions too are read from the base model's "
-            "activations; leave out recheck_every or change the two"
+            f"{config.strength_off}; expected 'step' or 'ramp' and 0, as later decisions too are read from the base "
+            "model's activations; leave out recheck_every or change the two"
         )

@@ -98,6 +98,7 @@ class Requests:
         threshold: float,
         suffix: Sequence[int] | None,
         opening: Sequence[int] | None = None,
+        ramp: float = 0.0,
         adapter_name: str = "default",
     ) -> None:
         """
@@ -111,6 +112,8 @@ class Requests:
             threshold (`float`): Scores above it trigger.
             suffix (`Sequence[int]`, *optional*): Token ids of the chat template's generation prompt.
             opening (`Sequence[int]`, *optional*): Token ids with which the chat template opens a user's turn.
+            ramp (`float`, *optional*, defaults to `0.0`):
+                How far above the threshold a score gives the whole strength; 0 makes a step of a ramp.
             adapter_name (`str`, *optional*, defaults to `"default"`): The adapter.
 
         Raises:
@@ -134,7 +137,13 @@ class Requests:
             check_finite(site, weight, what="trigger weight")
         config = self.peft_config[adapter_name]
         # Presets were measured with the trigger that this one replaces.
-        fields = {"trigger_bias": float(bias), "trigger_threshold": float(threshold), "presets": None}
+        fields: dict[str, Any] = {
+            "trigger_bias": float(bias),
+            "trigger_threshold": float(threshold),
+            "trigger_gate": "ramp" if ramp else config.trigger_gate.replace("ramp", "step"),
+            "trigger_ramp": float(ramp),
+            "presets": None,
+        }
         ids = {"trigger_suffix": suffix, "trigger_opening": opening}
         lists = {name: None if tokens is None else list(tokens) for name, tokens in ids.items()}
         checked = replace(config, modulation="dynamic", **lists, **fields)

@@ -195,10 +195,17 @@ def gated(config: Any, scores: Tensor) -> Tensor:
     """
     Strengths that follow from scores (`ours`): `off + (on - off) * gate(score - threshold)`.
 
+    The gate is a step, a sigmoid, or a ramp from 0 at the threshold to 1 at `trigger_ramp` above it.
+
     Args:
         config ([`NeuronTuneConfig`]): The adapter's configuration.
         scores (`torch.Tensor`): Any shape; NaN stands for a row without prompt end, whose strength is `strength_off`.
     """
     above = scores - config.trigger_threshold
-    gate = (above > 0).float() if config.trigger_gate == "step" else torch.sigmoid(above).nan_to_num(0.0)
+    if config.trigger_gate == "step":
+        gate = (above > 0).float()
+    elif config.trigger_gate == "ramp":
+        gate = (above / config.trigger_ramp).nan_to_num(0.0).clamp(0, 1)
+    else:
+        gate = torch.sigmoid(above).nan_to_num(0.0)
     return config.strength_off + (config.strength_on - config.strength_off) * gate

@@ -113,6 +113,7 @@ class Trigger:
             widths = {site: int(width) for site, width in values["site_widths"].items()}
             indices = {site: tensors[f"{site}.{INDEX}"].long() for site in widths}
             weights = {site: tensors[f"{site}.{WEIGHTS}"] for site in widths}
+            values.setdefault("trigger_ramp", 0.0)  # files of older versions know no ramp
             fields = {name: values[name] for name in TRIGGER_FIELDS}
             found = cls(indices, weights, widths, values["neuron_side"], fields, values.get("base_model_fingerprint"))
         except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
