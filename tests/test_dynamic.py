@@ -261,6 +261,25 @@ def test_a_sigmoid_gate_and_other_strengths_give_what_per_row_strengths_give():
     torch.testing.assert_close(logits(model, ids), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_on_a_ramp_strength_rises_with_the_score_from_off_at_the_threshold_to_on():
+    model, ids = dynamic_model(strength_on=2.0), requests()
+    scores = [d.score for d in decisions(model, ids)]
+    low, high = sorted(scores)[1], sorted(scores)[4]
+    config = model.peft_config["default"]
+    config.trigger_gate, config.trigger_threshold, config.trigger_ramp = "ramp", low, high - low
+    strengths = [d.strength for d in decisions(model, ids)]
+    expected = [2.0 * min(1.0, max(0.0, (score - low) / (high - low))) for score in scores]
+    assert strengths == pytest.approx(expected, abs=1e-5)
+    assert strengths.count(0.0) == 2
+    assert strengths.count(2.0) == 2
+    per_row = logits(model, ids, neurontune_strength=strengths)
+    torch.testing.assert_close(logits(model, ids), per_row, rtol=1e-5, atol=1e-5)
+    with model.disable_adapter():
+        base = logits(model, ids)
+    for row, strength in enumerate(strengths):  # what does not trigger is the base model's, bit for bit
+        assert torch.equal(logits(model, ids)[row], base[row]) == (strength == 0)
+
+
 def test_each_row_uses_the_trigger_of_its_own_adapter():
     model, ids = dynamic_model(), requests()
     model.add_adapter("other", dynamic_config(tiny_model()))
@@ -507,6 +526,20 @@ def test_a_token_that_triggered_and_was_taken_back_does_not_count():
         expected = logits(model, torch.cat([prompt, second], dim=1))[:, 8:]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert wrong
+
+
+def test_on_a_ramp_an_answer_that_triggers_later_gets_the_strength_of_its_score_then():
+    model = late_model()
+    config = model.peft_config["default"]
+    config.trigger_gate, config.trigger_ramp, config.strength_on = "ramp", 0.5, 2.0
+    ids = torch.cat([requests(), tokens(6, 9) % 57 + 3], dim=1)
+    late = [d for d in decisions(model, ids) if d.strength]
+    assert late
+    for decision in late:
+        assert decision.strength == pytest.approx(2 * (decision.score - config.trigger_threshold) / 0.5, rel=1e-3)
+    found = logits(model, ids)
+    for row in range(6):
+        torch.testing.assert_close(found[row], logits(model, ids[row : row + 1])[0], rtol=1e-5, atol=1e-5)
 
 
 def test_rechecking_needs_its_adapter_alone():

@@ -135,6 +135,8 @@ def test_a_trigger_in_the_file_of_a_static_adapter_is_refused(tmp_path):
         ({"trigger_suffix": [-1]}, "got trigger_suffix"),
         ({"trigger_opening": [1.5]}, r"got trigger_opening=\[1.5\]; expected token ids"),
         ({"recheck_every": 0}, "got recheck_every=0; expected a positive number"),
+        ({"trigger_gate": "ramp"}, "got trigger_ramp=0.0 with trigger_gate='ramp'; expected a number above 0"),
+        ({"trigger_ramp": -1.0}, "got trigger_ramp=-1.0"),
         ({"recheck_every": 4, "trigger_gate": "sigmoid"}, "got recheck_every=4 with trigger_gate='sigmoid'"),
     ],
 )
@@ -151,8 +153,12 @@ def test_a_trigger_is_given_to_an_attached_adapter_and_taken_off_again(tmp_path)
     config = reference.peft_config["default"]
     model.set_trigger(reference.get_trigger(), bias=0.0, threshold=config.trigger_threshold, suffix=SUFFIX)
     assert torch.equal(logits(model, requests()), logits(reference, requests()))
+    model.set_trigger(reference.get_trigger(), bias=0.0, threshold=0.5, suffix=SUFFIX, ramp=2.0)
     model.save_pretrained(tmp_path)
-    assert NeuronTuneConfig.from_pretrained(tmp_path).modulation == "dynamic"
+    saved_config = NeuronTuneConfig.from_pretrained(tmp_path)
+    assert (saved_config.modulation, saved_config.trigger_gate, saved_config.trigger_ramp) == ("dynamic", "ramp", 2.0)
+    model.set_trigger(reference.get_trigger(), bias=0.0, threshold=0.5, suffix=SUFFIX)
+    assert model.peft_config["default"].trigger_gate == "step"
     model.set_modulation("static")
     torch.testing.assert_close(logits(model, requests()), forced, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="which has no trigger; expected one; fit it"):

@@ -242,6 +242,19 @@ def test_losses_agree_with_the_objectives_where_all_tokens_weigh_the_same():
     assert utility_losses(model, batch, base_logits, first_token_weight=1.0)[0].abs() < 1e-6
 
 
+def test_with_focus_an_answer_that_is_given_anyway_counts_less():
+    model = tiny_llama()
+    texts, answers = ["One.", "Say two.", "Say three."], ["Yes", "No, never", "Maybe so"]
+    alone = [
+        answer_loss(model, encode(TOKENIZER, [text], [answer]), first_token_weight=4.0)
+        for text, answer in zip(texts, answers, strict=True)
+    ]
+    batch = encode(TOKENIZER, texts, answers)
+    for focus in (1.0, 2.0, 3.0):
+        expected = torch.stack(alone).pow(focus).mean()
+        torch.testing.assert_close(answer_loss(model, batch, first_token_weight=4.0, focus=focus), expected)
+
+
 def test_the_first_token_of_an_answer_weighs_more():
     batch = encode(TOKENIZER, ["One.", "Say two."], ["ab", "abc"], add_eos=False)
     weights = token_weights(batch, 3.0)

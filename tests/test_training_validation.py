@@ -108,6 +108,7 @@ def test_the_log_keeps_the_validations(tmp_path):
         ({"validate_every": -1}, "got validate_every=-1"),
         ({"validation": "mine"}, "got validation='mine'"),
         ({"validation_share": 1.0}, "expected less than 1"),
+        ({"focus": 0.5}, "got focus=0.5; expected a number of at least 1.0"),
         ({"validation_size": 0}, "got validation_size=0"),
     ],
 )

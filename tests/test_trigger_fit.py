@@ -51,7 +51,8 @@ def test_a_trigger_that_separates_is_written_into_the_adapter_with_its_threshold
     assert max(fit.false_positives.values()) <= 0.1
     assert config.modulation == "dynamic"
     assert config.trigger_suffix == [4]
-    assert config.trigger_threshold == fit.threshold
+    assert (config.trigger_threshold, config.trigger_ramp) == (fit.threshold, fit.ramp)
+    assert config.trigger_gate == ("ramp" if fit.ramp else "step")
     assert config.provenance["trigger"]["auc"] == fit.auc
     model.requires_grad_(False)
     texts = [f"{word} {end}" for word in ("ka", "lo") for end in ("zz!zz!", "ab.ab.")]
@@ -106,6 +107,18 @@ def test_the_threshold_keeps_each_group_within_the_budget():
         for group in ("benign", "wrapped", "framed"):
             own = torch.tensor([not e.harmful and e.group == group for e in examples])
             assert (scores[own] > threshold).double().mean() <= budget
+
+
+def test_strength_is_whole_for_no_more_harmless_requests_than_the_smaller_budget_allows():
+    model, tokenizer, prompts = attached(), tiny_tokenizer(), prompt_set()
+    fit = fit_trigger(model, tokenizer, prompts, **OPTIONS | {"false_positive_budget": 0.3}, full_strength_budget=0.05)
+    assert fit.ramp > 0
+    config = model.peft_config["default"]
+    assert (config.trigger_gate, config.trigger_ramp) == ("ramp", fit.ramp)
+    strict = fit_trigger(model, tokenizer, prompts, **OPTIONS | {"false_positive_budget": 0.05})
+    assert fit.threshold + fit.ramp == pytest.approx(strict.threshold)
+    same = fit_trigger(model, tokenizer, prompts, **OPTIONS, full_strength_budget=0.1)
+    assert (same.ramp, model.peft_config["default"].trigger_gate) == (0.0, "step")
 
 
 def test_each_request_is_scored_by_a_trigger_that_saw_neither_it_nor_its_wrapping():

@@ -204,7 +204,7 @@ def _flagged(
         return trigger, nearly_flagged(tuned, tokenizer, prompts, share=command.nearly_flagged, **options)
 
 
-def _budgets(command: Tune) -> dict[str, float]:
+def _budgets(command: Tune) -> dict[str, Any]:
     return {name: getattr(command, name) for name in ("false_positive_budget", "full_strength_budget")}
 
 

@@ -43,8 +43,8 @@ def check_modulation(config: Any) -> None:
             raise ValueError(f"got {name}={value!r}; expected a finite number; fit the trigger again or correct it")
     if config.trigger_ramp < 0 or (config.trigger_gate == "ramp" and config.trigger_ramp == 0):
         raise ValueError(
-            f"got trigger_ramp={config.trigger_ramp} with trigger_gate={config.trigger_gate!r}; expected a score above "
-            "0 for 'ramp', and none below; fit the trigger again, or use 'step'"
+            f"got trigger_ramp={config.trigger_ramp} with trigger_gate={config.trigger_gate!r}; expected a number "
+            "above 0 for 'ramp', at least 0 for others; fit the trigger again, or use 'step'"
         )
     _check_tokens("trigger_suffix", config.trigger_suffix, "generation_suffix")
     _check_tokens("trigger_opening", config.trigger_opening, "turn_opening")
