@@ -14,6 +14,7 @@ import json, os, sys, tempfile, traceback
 import torch, transformers, peft, huggingface_hub
 import neurontune_peft
 from neurontune_peft.cli import main
+import neurontune_peft.hub.audit, neurontune_peft.hub.push, neurontune_peft.report  # what the calls need
 torch.set_num_threads(1)
 print("ready", flush=True)
 for line in sys.stdin:

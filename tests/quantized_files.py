@@ -90,6 +90,21 @@ def pack_int4(weight: Tensor) -> Tensors:
     }
 
 
+def pack_int4_symmetric(weight: Tensor) -> Tensors:
+    scale = (weight.unflatten(1, (-1, GROUP)).abs().amax(-1) / 7).to(torch.float16)
+    integers = (weight / scale.float().repeat_interleave(GROUP, 1)).round().clamp(-8, 7).long()
+    return {
+        "weight_packed": packed(integers + 8, 1),
+        "weight_scale": scale,
+        "weight_shape": torch.tensor(weight.shape),
+    }
+
+
+def unpack_int4_symmetric(tensors: Tensors) -> Tensor:
+    """`q * scale`, in groups of inputs; integers are stored with 8 added."""
+    return (unpacked(tensors["weight_packed"], 1) - 8) * tensors["weight_scale"].float().repeat_interleave(GROUP, 1)
+
+
 def unpack_int4(tensors: Tensors) -> Tensor:
     """`(q - z) * scale`, in groups of inputs; integers are stored with 8 added."""
     integers, zero = unpacked(tensors["weight_packed"], 1), unpacked(tensors["weight_zero_point"], 0)
@@ -111,8 +126,8 @@ def _pack_fp8(weight: Tensor) -> Tensors:
     return pack_rows(weight, dtype=torch.float8_e4m3fn, most=448, scale_dtype=torch.float32)
 
 
-def _compressed(kind: str, strategy: str, bits: int, form: str) -> dict[str, Any]:
-    weights = {"num_bits": bits, "type": kind, "strategy": strategy, "symmetric": strategy == "channel"}
+def _compressed(kind: str, strategy: str, bits: int, form: str, *, symmetric: bool = True) -> dict[str, Any]:
+    weights: dict[str, Any] = {"num_bits": bits, "type": kind, "strategy": strategy, "symmetric": symmetric}
     weights |= {"dynamic": False, "group_size": GROUP if strategy == "group" else None}
     tokens = {"num_bits": 8, "type": kind, "strategy": "token", "symmetric": True, "dynamic": True}
     group = {"targets": ["Linear"], "weights": weights, "output_activations": None}
@@ -133,7 +148,10 @@ FORMATS = {
         {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": True, "checkpoint_format": "gptq"},
     ),
     "awq": Format(pack_awq, unpack_awq, {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm"}),
-    "int4": Format(pack_int4, unpack_int4, _compressed("int", "group", 4, "pack-quantized")),
+    "int4": Format(pack_int4, unpack_int4, _compressed("int", "group", 4, "pack-quantized", symmetric=False)),
+    "int4-symmetric": Format(
+        pack_int4_symmetric, unpack_int4_symmetric, _compressed("int", "group", 4, "pack-quantized")
+    ),
     "int8": Format(
         lambda weight: pack_rows(weight, dtype=torch.int8, most=127, scale_dtype=torch.bfloat16),
         unpack_rows,

@@ -137,6 +137,17 @@ def test_a_merged_bitsandbytes_model_answers_as_the_adapter_on_the_quantised_bas
     assert (logits(base) - logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval())).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize(("name", "limit"), [("int4-symmetric", 1e-4), ("int8", 0.005), ("fp8", 1e-4)])
+def test_a_merged_compressed_tensors_model_answers_as_the_adapter_on_the_quantised_base(case, tmp_path, name, limit):
+    pytest.importorskip("compressed_tensors", reason="the package compressed-tensors is not installed")
+    base = quantize(case.base, tmp_path / "base", FORMATS[name])
+    made = export_adapter(case.adapter, tmp_path / "out", to="merged", model=base, check="logits")
+    # The activations of int8 are integers too: rounding may take the next one.
+    assert made.checks[0].logits.relative < limit
+    plain, merged_model = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (base, tmp_path / "out"))
+    assert (logits(plain) - logits(merged_model)).abs().max() > 2 * limit * logits(plain).abs().max()
+
+
 def changed_files(form: Format, **tensors: object) -> Format:
     """A format whose `weight_scale` is made into something else."""
 
