@@ -191,5 +191,5 @@ def for_flagged_requests() -> MetaConfig:
     on harmless requests too, and need the default `utility_weight`.
     """
     return MetaConfig(
-        utility_weight=0.4, focus=2.0, bounds={"safety": (0.0, 4.0), "utility": (-0.5, 0.0)}, signed=True
+        lr=0.2, utility_weight=0.4, focus=2.0, bounds={"safety": (0.0, 4.0), "utility": (-0.5, 0.0)}, signed=True
     )
