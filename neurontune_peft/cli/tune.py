@@ -54,7 +54,7 @@ class Tune(ModelOptions):
     false_positive_budget: float = 0.15
     full_strength_budget: float = 0.03
     nearly_flagged: float = 0.25
-    strength_on: float = 1.25
+    strength_on: float = 1.5
     training: MetaConfig = field(default_factory=for_flagged_requests)
     track: Tracker | None = None
     shares: tuple[float, ...] = (0.125, 0.25, 0.5)
