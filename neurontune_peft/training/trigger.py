@@ -71,7 +71,7 @@ def fit_trigger(
     prompts: PromptSet,
     *,
     false_positive_budget: float = 0.15,
-    full_strength_budget: float = 0.03,
+    full_strength_budget: float = 0.06,
     lowest_auc: float = 0.6,
     folds: int = 4,
     examples_per_kind: int = 300,
@@ -96,7 +96,7 @@ def fit_trigger(
         prompts ([`PromptSet`]): The prompt set; its test split is not touched.
         false_positive_budget (`float`, *optional*, defaults to `0.15`):
             Largest share of benign, borderline, wrapped and framed requests, each kept back, that may trigger.
-        full_strength_budget (`float`, *optional*, defaults to `0.03`):
+        full_strength_budget (`float`, *optional*, defaults to `0.06`):
             Largest share of them that may get the whole strength; in between, strength rises with the score. As large
             as the other budget, it makes a step of the ramp.
         lowest_auc (`float`, *optional*, defaults to `0.6`): Below it the adapter is left, or made, static.
@@ -173,7 +173,7 @@ def check_fittable(
     prompts: PromptSet,
     *,
     false_positive_budget: float = 0.15,
-    full_strength_budget: float = 0.03,
+    full_strength_budget: float = 0.06,
     folds: int = 4,
     examples_per_kind: int = 300,
     seed: int = 0,
@@ -184,7 +184,7 @@ def check_fittable(
     Args:
         prompts ([`PromptSet`]): The prompt set.
         false_positive_budget (`float`, *optional*, defaults to `0.15`): As in [`fit_trigger`], like the others.
-        full_strength_budget (`float`, *optional*, defaults to `0.03`): Likewise.
+        full_strength_budget (`float`, *optional*, defaults to `0.06`): Likewise.
         folds (`int`, *optional*, defaults to `4`): Parts of the train requests.
         examples_per_kind (`int`, *optional*, defaults to `300`): Most requests of each kind.
         seed (`int`, *optional*, defaults to `0`): Decides which requests are kept back together.
