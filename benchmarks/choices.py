@@ -52,6 +52,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "own refusals": {"refusal_targets": "own"},
     "a tenth of its neurons zeroed": {"zero_share": 0.1},
     "simulated fine-tuning": {"finetune_steps": 2},
+    "no focus": {"focus": 1.0},
+    "utility weight 1": {"utility_weight": 1.0},
+    "learning rate 0.1": {"lr": 0.1},
+    "a step at the threshold": {"tune": {"full_strength_budget": 0.15}},
+    "half as many may trigger": {"tune": {"false_positive_budget": 0.075, "full_strength_budget": 0.03}},
     "static": {"tune": {"modulation": "static"}},
 }
 QUICK = {"steps": 2, "inner_steps": 1, "support_size": 1, "query_size": 1, "borderline_size": 1}
