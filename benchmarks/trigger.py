@@ -125,7 +125,7 @@ def main() -> None:
         sites = max(1, round(depth * len(counts)))
         features = [of(part, POOLS[-1], upto=sum(counts[:sites])) for part in (train["also moved"], *read.values())]
         fires = firing(fitted_on["also moved"], features[0], features[1:])
-        rows.append([f"{sites} of {len(counts)}", sum(counts[:sites]), *fires])
+        rows.append([f"{sites} of {len(counts)}", str(sum(counts[:sites])), *fires])
     print_table(["sites read", "neurons", *groups], rows)
 
 
