@@ -1,6 +1,8 @@
 """Is an answer text at all? Empty, repetitive and garbled answers are told apart by counting (ours)."""
 
+import operator
 import re
+from collections.abc import Iterator
 from itertools import pairwise
 
 _WORD = re.compile(r"[^\W_]+")
@@ -23,7 +25,7 @@ def incoherence(text: str) -> str | None:
     text = text[:_LONGEST].strip()
     if not text:
         return "empty"
-    letters = sum(character.isalnum() for character in text)
+    letters = len("".join(_WORD.findall(text)))
     if not letters:
         return "no letter and no digit"
     if text.count("\ufffd") > 0.05 * len(text):
@@ -48,31 +50,51 @@ def repetition(text: str) -> float:
     Returns:
         `float`: 0 to 1.
     """
-    text = text[:_LONGEST]
-    words = [word.lower() for word in _WORD.findall(text) if not word.isdigit()]
+    found = _WORD.findall(text[:_LONGEST])
+    words = [word.lower() for word in found if not word.isdigit()]
     by_words = _looped(words) / len(words) if len(words) >= _FEWEST else 0.0
-    solid = "".join(_WORD.findall(text)).lower()  # without the lines and dots of tables and lists
-    looped = sum(len(found.group()) for found in _LOOP.finditer(solid) if len(found.group()) >= 15)
-    by_characters = looped / len(solid) if solid else 0.0
+    solid = "".join(found).lower()  # without the lines and dots of tables and lists
+    by_characters = _looped_characters(solid) / len(solid) if solid else 0.0
     return max(by_words, by_characters, _sameness(words))
 
 
 def _looped(words: list[str]) -> int:
     """Words inside the longest stretch that has a period: `w[i] == w[i - period]`."""
-    longest = 0
-    for period in range(1, min(40, len(words) // 2) + 1):
-        run = 0
-        for i in range(period, len(words)):
-            run = run + 1 if words[i] == words[i - period] else 0
-            if run >= max(1.5 * period, _FEWEST - period):
-                longest = max(longest, run + period)
-    return longest
+    signs = {word: chr(place) for place, word in enumerate(dict.fromkeys(words))}
+    runs = _runs("".join(map(signs.__getitem__, words)), size=3, step=3)  # a run that counts has 5 words and more
+    return max((run + period for period, run in runs if run >= max(1.5 * period, _FEWEST - period)), default=0)
+
+
+def _looped_characters(solid: str) -> int:
+    """Characters inside loops of at least 15 characters. The pattern is slow and tried only where there is one."""
+    # Such a loop equals itself, one period later, in at least 14 characters.
+    if not any(run >= max(14, 5 * period) for period, run in _runs(solid, size=9, step=6)):
+        return 0
+    return sum(len(found.group()) for found in _LOOP.finditer(solid) if len(found.group()) >= 15)
+
+
+def _runs(text: str, *, size: int, step: int) -> Iterator[tuple[int, int]]:
+    """
+    Periods up to 40 and their longest run of `text[i] == text[i + period]`.
+
+    Every period with a run of `size + step - 1` is among them, as that holds a piece of `size` that begins at a
+    multiple of `step` and comes again.
+    """
+    periods: set[int] = set()
+    for place in range(0, len(text) - size, step):
+        piece, end = text[place : place + size], place + size + 40
+        again = text.find(piece, place + 1, end)
+        while again != -1:
+            periods.add(again - place)
+            again = text.find(piece, again + 1, end)
+    for period in periods:
+        same = bytes(map(operator.eq, text, text[period:]))
+        yield period, max(map(len, same.split(b"\0")))
 
 
 def _sameness(words: list[str]) -> float:
     """Share of pairs of neighbouring words that occurred before, for texts of at least 40 words, above one half."""
     if len(words) < 40:
         return 0.0
-    pairs = list(pairwise(words))
-    seen_again = 1 - len(set(pairs)) / len(pairs)
+    seen_again = 1 - len(set(pairwise(words))) / (len(words) - 1)
     return seen_again if seen_again >= 0.6 else 0.0
