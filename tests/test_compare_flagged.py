@@ -93,7 +93,7 @@ def test_the_trigger_of_the_controls_decides_as_that_of_the_adapter():
 
 def test_a_trigger_that_separates_nothing_flags_everything_as_the_static_adapter_does(monkeypatch):
     given = replace(bench(), prompts=MANY)
-    monkeypatch.setattr("neurontune_peft.training.trigger.area_under_curve", lambda *args: 0.5)
+    monkeypatch.setattr("neurontune_peft.training.calibration.area_under_curve", lambda *args: 0.5)
     with pytest.warns(UserWarning, match="does not separate"):
         gate, _, cost = trigger_of(given, 0)
     batch = encode(TOKENIZER, TEXTS)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurontune_peft.cli.attribute import device_of, joined
-from neurontune_peft.cli.command_line import command_line
 from neurontune_peft.cli.common import ModelOptions, versions, with_answers
 from neurontune_peft.cli.judge import judges_by_name
 
@@ -153,6 +152,7 @@ class Evaluate(ModelOptions):
         return replace(report, details=replace(report.details, tasks=found))
 
     def _saved(self, before: Report | None, after: Report) -> dict[str, Any]:
+        from neurontune_peft.cli.command_line import command_line
         from neurontune_peft.report import Document, adapter_part
         from neurontune_peft.report.adapter import portable
         from neurontune_peft.tuner.files import AdapterFile
