@@ -45,6 +45,9 @@ class Language:
     thing: str = ""
     harm: str = ""
 
+    def __hash__(self) -> int:
+        return hash((self.name, self.refuse))  # of two long texts, as judges look up what they have read
+
     def may_be(self, text: str) -> bool:
         """
         Whether a text holds a letter of this language.
