@@ -1,6 +1,7 @@
 """`neurontune tune` in the long run: interruptions, rounds, counts, and models that need no tuning."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from helpers import tiny_llama, tiny_prompt_set, tiny_tokenizer
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from neurontune_peft import Neurons
+from neurontune_peft import Neurons, NeuronTuneConfig
 from neurontune_peft.cli import main, tune, tuning
+from neurontune_peft.hub.evidence import tune_command
 from neurontune_peft.prompts import Prompt
 from neurontune_peft.training import Log
 from neurontune_peft.training.resistance import NothingToLearnError
@@ -151,6 +153,25 @@ def test_by_default_only_requests_that_trigger_are_scaled(call, many_requests, t
     assert set(model.get_trigger()) == set(model.get_neurons().sites)
     assert main(["inspect", str(output)]) == 0
     assert "dynamic: strength 1.5 for requests that trigger" in capsys.readouterr().out
+
+
+def test_the_budgets_of_the_trigger_are_kept_and_stand_in_the_command_that_repeats_the_run(call, many_requests):
+    budgets = ["--false-positive-budget", "0.3", "--full-strength-budget", "0.3", "--nearly-flagged", "0.5"]
+    code, output = call("out", "--modulation", "dynamic", *budgets)
+    assert code == 0
+    config = NeuronTuneConfig.from_pretrained(output)
+    assert (config.trigger_gate, config.trigger_ramp) == ("step", 0.0)
+    assert config.provenance["trigger"]["budget"] == 0.3
+    words = shlex.split(tune_command(config))
+    for flag, value in zip(budgets[::2], budgets[1::2], strict=True):
+        assert words[words.index(flag) + 1] == value
+
+
+@pytest.mark.parametrize("name", ["false-positive-budget", "full-strength-budget"])
+def test_an_impossible_budget_of_the_trigger_is_refused_before_the_model_is_loaded(call, monkeypatch, capsys, name):
+    monkeypatch.setattr(tune.Tune, "load", lambda self: pytest.fail("loaded"))
+    assert call("out", "--modulation", "dynamic", f"--{name}", "1.5")[0] == 2
+    assert f"got {name.replace('-', '_')}=1.5; expected a share between 0 and 1" in capsys.readouterr().err
 
 
 def test_too_few_requests_for_a_trigger_are_refused_before_the_model_is_loaded(call, monkeypatch, capsys):

@@ -98,6 +98,15 @@ def test_a_static_adapter_has_no_trigger_to_export_and_nothing_is_written(tmp_pa
     assert not (tmp_path / "trigger").exists()
 
 
+def test_a_trigger_that_an_older_version_wrote_is_a_step(tmp_path):
+    _, path = exported(tmp_path)
+    values = json.loads((path / SETTINGS).read_text())
+    older = {name: value for name, value in values.items() if name not in ("trigger_ramp", "checksum")}
+    assert len(older) == len(values) - 2
+    (path / SETTINGS).write_text(json.dumps(older))
+    assert Trigger.load(path).fields["trigger_ramp"] == 0.0
+
+
 def test_damaged_files_are_refused(tmp_path):
     _, path = exported(tmp_path)
     with pytest.raises(ValueError, match=r"got '.*missing' .*; expected trigger.json and trigger.safetensors"):

@@ -293,4 +293,7 @@ def _write(command: Tune, made: Made, before: Report, after: Report, parts: dict
 
 def _selection(command: Tune) -> dict[str, Any]:
     counts = parse_counts(command.counts)
-    return {"counts": counts, "overlap": command.overlap, "spread": command.spread, "rounds": command.rounds}
+    chosen = {"counts": counts, "overlap": command.overlap, "spread": command.spread, "rounds": command.rounds}
+    if command.modulation == "static":
+        return chosen
+    return chosen | _budgets(command) | {"nearly_flagged": command.nearly_flagged}

@@ -108,7 +108,9 @@ def _contents(file: AdapterFile) -> str:
     config = file.config
     decided = ""
     if config.modulation == "dynamic":
-        decided = f" Strength {config.strength_on:g} for requests that trigger, {config.strength_off:g} for others."
+        rises = "" if config.trigger_gate == "step" else "up to "
+        decided = f" Strength {rises}{config.strength_on:g} for requests that trigger"
+        decided += f", {config.strength_off:g} for others."
     return (
         "## What is in it\n\n"
         + "\n".join(rows)

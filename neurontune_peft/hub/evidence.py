@@ -95,9 +95,10 @@ def tune_command(config: NeuronTuneConfig) -> str | None:
     words = ["neurontune", "tune", str(config.base_model_name_or_path), "--output", "adapter"]
     words += ["--method", str(_mapping(provenance.get("attribution")).get("method", "gradient"))]
     words += ["--counts", *(f"{role}={count}" for role, count in _mapping(selection.get("counts")).items())]
-    for name in ("overlap", "spread", "rounds"):
+    chosen = ("overlap", "spread", "rounds", "false_positive_budget", "full_strength_budget", "nearly_flagged")
+    for name in chosen:
         if selection.get(name) is not None:
-            words += [f"--{name}", str(selection[name])]
+            words += [f"--{name.replace('_', '-')}", str(selection[name])]
     words += ["--modulation", config.modulation]
     if config.modulation == "dynamic":
         words += ["--strength-on", f"{config.strength_on:g}"]

@@ -76,7 +76,7 @@ class FormatJudge:
             `Verdict`: `"refusal"`, `"partial"`, `"compliance"` or `"incoherent"`; the confidence is below 0.8 where
                 only weak signs decided.
         """
-        evidence, broken = _read(answer, self.languages, self.opening)
+        evidence, broken = read_answer(answer, self.languages, self.opening)
         if broken:
             return Verdict("incoherent", 1.0, broken)
         asked = normal(prompt[:400])
@@ -88,7 +88,7 @@ class FormatJudge:
 
 
 @lru_cache(maxsize=4096)  # a model that refuses says the same again and again
-def _read(answer: str, languages: tuple[Language, ...], opening: int) -> tuple[Evidence, str | None]:
+def read_answer(answer: str, languages: tuple[Language, ...], opening: int) -> tuple[Evidence, str | None]:
     """What stands in an answer, and why it is no text unless a sound first sentence refuses."""
     lines = _without_markup(answer)
     spoken = tuple(language for language in languages if language.may_be(lines))

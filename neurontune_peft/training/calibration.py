@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -37,14 +38,14 @@ def cross_fitted(examples: Sequence[Example], features: Tensor) -> tuple[float, 
         if best is None or mean > best[0]:
             best = (mean, l2, aucs, scores)
     assert best is not None
-    _, l2, aucs, scores = best
-    by_fold = [aucs]
+    _, l2, first, scores = best
+    by_fold = [first]
     for fold in range(1, 1 + max(example.fold for example in examples)):
         aucs, found = cross_scored(examples, features, l2, fold=fold)
         by_fold.append(aucs)
         scores = torch.where(found.isnan(), scores, found)
     sources = dict.fromkeys(source for aucs in by_fold for source in aucs)
-    mean_auc = {s: _mean([aucs[s] for aucs in by_fold if s in aucs]) for s in sources}
+    mean_auc = {s: fmean(aucs[s] for aucs in by_fold if s in aucs) for s in sources}
     labels = torch.tensor([example.harmful for example in examples])
     return l2, mean_auc, scores, fit_logistic(features, labels, l2=l2, precision=TRIGGER_DTYPE)
 
@@ -87,7 +88,3 @@ def rates(examples: Sequence[Example], fires: Tensor, *, harmful: bool) -> dict[
         chosen = torch.tensor([e.harmful == harmful and e.group == group for e in examples])
         found[group] = float(fires[chosen].double().mean())
     return found
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
