@@ -40,6 +40,22 @@ def test_the_margin_joins_the_safety_loss():
         torch.testing.assert_close(loss(deltas.parameters), nll + 0.5 * pushed)
 
 
+def test_the_focus_is_that_of_every_refusing_loss_and_of_no_other():
+    torch.manual_seed(1)
+    model = peft_model(init_weights=False)
+    deltas, sampler = find_deltas(model, {}), TaskSampler(PROMPTS, replace(SMALL, support_size=2), ("No.",))
+    plainly, focused = (
+        Families(model, TOKENIZER, deltas, sampler, replace(SMALL, support_size=2, focus=focus)).draw(0)
+        for focus in (1.0, 2.0)
+    )
+    data, values = sampler.draw(0), deltas.parameters
+    for pairs, loss in ((data.support, focused.support), (data.query, focused.query), (data.plain, focused.plain)):
+        each = [answer_loss(model, encode(TOKENIZER, [t], [a]), first_token_weight=4.0) for t, a in pairs]
+        torch.testing.assert_close(loss(values), torch.stack(each).square().mean())
+    for name, cost in plainly.costs(values).items():
+        torch.testing.assert_close(focused.costs(values)[name], cost)
+
+
 def test_signed_safety_neurons_may_be_turned_down_to_off():
     assert MetaConfig(signed=True).limits == {"safety": (-1.0, 2.0), "utility": (-0.5, 0.0)}
     assert MetaConfig().limits == MetaConfig().bounds

@@ -15,6 +15,7 @@ from neurontune_peft.prompts import Attack, Prompt, PromptSet
 from neurontune_peft.prompts.chat import format_prompt
 from neurontune_peft.training.calibration import calibrated, cross_fitted
 from neurontune_peft.training.features import trigger_features
+from neurontune_peft.training.flagged import trigger_aside
 from neurontune_peft.training.logistic import area_under_curve, fit_logistic
 from neurontune_peft.training.requests import examples_of, moved
 
@@ -115,6 +116,9 @@ def test_strength_is_whole_for_no_more_harmless_requests_than_the_smaller_budget
     assert fit.ramp > 0
     config = model.peft_config["default"]
     assert (config.trigger_gate, config.trigger_ramp) == ("ramp", fit.ramp)
+    with trigger_aside(model):
+        assert config.modulation == "static"
+    assert (config.modulation, config.trigger_gate, config.trigger_ramp) == ("dynamic", "ramp", fit.ramp)
     strict = fit_trigger(model, tokenizer, prompts, **OPTIONS | {"false_positive_budget": 0.05})
     assert fit.threshold + fit.ramp == pytest.approx(strict.threshold)
     same = fit_trigger(model, tokenizer, prompts, **OPTIONS, full_strength_budget=0.1)
@@ -134,6 +138,19 @@ def test_each_request_is_scored_by_a_trigger_that_saw_neither_it_nor_its_wrappin
     assert scores[first & harmful].mean() - scores[first & ~harmful].mean() < 0.5  # its fold was not seen
     seen = trigger.score(features)
     assert seen[first & harmful].mean() - seen[first & ~harmful].mean() > 1
+
+
+def test_a_wrapping_is_scored_by_a_trigger_that_did_not_learn_what_gives_it_away():
+    examples = examples_of(prompt_set(), folds=2, seed=0, most=300)
+    features = torch.randn(len(examples), 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    harmful = torch.tensor([e.harmful for e in examples])
+    own = torch.tensor([e.source == "a" for e in examples])
+    features[:, 0] = torch.where(own, harmful.double(), 0.0)
+    _, aucs, scores, trigger = cross_fitted(examples, features)
+    assert aucs["a"] < 0.7
+    assert area_under_curve(scores[own & harmful], scores[own & ~harmful]) < 0.7
+    seen = trigger.score(features)
+    assert area_under_curve(seen[own & harmful], seen[own & ~harmful]) > 0.95
 
 
 def test_the_regression_and_the_area_are_those_of_their_definitions():
