@@ -31,6 +31,8 @@ class Tune(ModelOptions):
         rounds: Rounds of scoring and training; each adds its part of the counts, scored with the scales so far.
         modulation: "dynamic" scales the requests alone that a trigger on the same neurons takes for harmful; "static"
             scales all.
+        reading_share: Share of the safety neurons that is chosen for how well the trigger can read requests from them;
+            the others are chosen by their scores.
         false_positive_budget: Largest share of harmless requests that may trigger, on requests kept back.
         full_strength_budget: Largest share of them that may get the whole strength; it rises with the score.
         nearly_flagged: Share of the harmless train requests, those nearest to triggering, that scales are learnt from.
@@ -51,6 +53,7 @@ class Tune(ModelOptions):
     spread: float | Literal["auto"] | None = "auto"
     rounds: int = 1
     modulation: Literal["dynamic", "static"] = "dynamic"
+    reading_share: float = 0.5
     false_positive_budget: float = 0.15
     full_strength_budget: float = 0.06
     nearly_flagged: float = 0.25

@@ -6,18 +6,15 @@ import json
 import shutil
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft import get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from neurontune_peft.attribution import attribute
-from neurontune_peft.attribution.engine import Method
 from neurontune_peft.attribution.plan import MethodOptions, make_plan
 from neurontune_peft.attribution.tasks import ROLES
-from neurontune_peft.cli.attribute import resolved
+from neurontune_peft.cli.choosing import choose, method_of
 from neurontune_peft.cli.command_line import command_line
 from neurontune_peft.cli.common import check_output, parse_counts, with_answers, written_whole
 from neurontune_peft.cli.made import Made, measured_at, printed, provenance
@@ -30,7 +27,6 @@ from neurontune_peft.prompts.chat import read_template
 from neurontune_peft.prompts.prompt_set import check_tunable
 from neurontune_peft.report import Document, adapter_part, compare_markdown, summary, write_report
 from neurontune_peft.report.adapter import portable
-from neurontune_peft.selection import select
 from neurontune_peft.training import (
     Log,
     MetaConfig,
@@ -41,7 +37,6 @@ from neurontune_peft.training import (
     meta_train,
     nearly_flagged,
     with_neurons,
-    without,
     without_zeros,
 )
 from neurontune_peft.tuner import NeuronTuneConfig
@@ -120,6 +115,10 @@ def _check(command: Tune) -> None:
     unknown = [role for role in parse_counts(command.counts) if role not in ROLES]
     if unknown:
         raise ValueError(f"got role '{unknown[0]}'; expected one of {list(ROLES)}; correct --counts")
+    if not 0 <= command.reading_share < 1:
+        raise ValueError(
+            f"got reading_share={command.reading_share}; expected a share from 0 to below 1; 0.5 is every other neuron"
+        )
     if not 0 < command.nearly_flagged <= 1:
         raise ValueError(f"got nearly_flagged={command.nearly_flagged}; expected a share up to 1; 0.25 is a quarter")
     wrong = [share for share in command.shares if not 0 < share < 1]
@@ -128,11 +127,6 @@ def _check(command: Tune) -> None:
             f"got shares={command.shares} and rounds={command.rounds}; expected shares between 0 and 1 and at least "
             "one round; use for example --shares 0.25 0.5 --rounds 1"
         )
-
-
-def method_of(command: Tune) -> str | Method:
-    """The method of attribution: its name, or the user's own function."""
-    return resolved(command.method) if ":" in command.method else command.method
 
 
 def make_adapter(
@@ -153,7 +147,6 @@ def make_adapter(
         steps ([`Steps`]): Where scores and checkpoints stand meanwhile.
         track (`Callable`, *optional*): As in [`meta_train`].
     """
-    counts = parse_counts(command.counts)
     tuned: Any = None
     held: Neurons | None = None
     kept: list[Scores] = []
@@ -161,10 +154,8 @@ def make_adapter(
     trigger: TriggerFit | None = None
     for number in range(1, command.rounds + 1):
         scored = model if tuned is None else tuned
-        scores = steps.scores(f"round-{number}", partial(_score, command, scored, tokenizer, prompts))
+        scores, held = choose(command, scored, tokenizer, prompts, steps, number=number, held=held)
         kept.append(scores)
-        more = _select(command, scores, counts, held)
-        held = more if held is None else held | more
         logger.info("%s", held)
         if tuned is None:
             tuned = get_peft_model(model, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=held))
@@ -208,32 +199,6 @@ def _budgets(command: Tune) -> dict[str, Any]:
     return {name: getattr(command, name) for name in ("false_positive_budget", "full_strength_budget")}
 
 
-def _score(
-    command: Tune, model: Any, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, checkpoint: Path
-) -> Scores:
-    return attribute(
-        model,
-        tokenizer,
-        prompts,
-        method=method_of(command),
-        roles=tuple(parse_counts(command.counts)),
-        seed=command.training.seed,
-        chat_template=command.chat_template,
-        checkpoint=checkpoint,
-    )
-
-
-def _select(command: Tune, scores: Scores, counts: dict[str, int | float], held: Neurons | None) -> Neurons:
-    """This round's part of the counts: the best-scored neurons that no round before has taken."""
-    part = {
-        role: count / command.rounds if isinstance(count, float) else max(1, count // command.rounds)
-        for role, count in counts.items()
-        if count
-    }
-    open_scores = scores if held is None else without(scores, held)
-    return select(open_scores, part, overlap=command.overlap, spread=command.spread)
-
-
 def _options(command: Tune, prompts: PromptSet, model: PreTrainedModel) -> dict[str, Any]:
     """What an interrupted run must have in common with the one that goes on."""
     weights = fingerprint(dict(model.named_parameters()))
@@ -244,6 +209,7 @@ def _options(command: Tune, prompts: PromptSet, model: PreTrainedModel) -> dict[
         "spread",
         "rounds",
         "modulation",
+        "reading_share",
         "false_positive_budget",
         "full_strength_budget",
         "nearly_flagged",
@@ -296,4 +262,5 @@ def _selection(command: Tune) -> dict[str, Any]:
     chosen = {"counts": counts, "overlap": command.overlap, "spread": command.spread, "rounds": command.rounds}
     if command.modulation == "static":
         return chosen
-    return chosen | _budgets(command) | {"nearly_flagged": command.nearly_flagged}
+    own = {"reading_share": command.reading_share, "nearly_flagged": command.nearly_flagged}
+    return chosen | _budgets(command) | own

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from neurontune_peft.training.log import Log as Log
     from neurontune_peft.training.log import StepLog as StepLog
     from neurontune_peft.training.meta import meta_train as meta_train
+    from neurontune_peft.training.reading import reading_scores as reading_scores
     from neurontune_peft.training.resistance import NothingToLearnError as NothingToLearnError
     from neurontune_peft.training.resistance import check_learnable as check_learnable
     from neurontune_peft.training.rounds import with_neurons as with_neurons
@@ -38,6 +39,7 @@ _LAZY = {
     "for_flagged_requests": "config",
     "meta_train": "meta",
     "nearly_flagged": "flagged",
+    "reading_scores": "reading",
     "with_neurons": "rounds",
     "without": "rounds",
     "without_zeros": "sparsity",

@@ -27,7 +27,9 @@ class Linear:
         return features.double() @ self.weights + self.bias
 
 
-def fit_logistic(features: Tensor, labels: Tensor, *, l2: float, precision: torch.dtype = torch.float64) -> Linear:
+def fit_logistic(
+    features: Tensor, labels: Tensor, *, l2: float, precision: torch.dtype = torch.float64, most_steps: int = 200
+) -> Linear:
     """
     L2-regularised logistic regression on standardised features, both classes of equal weight; by L-BFGS.
 
@@ -39,6 +41,7 @@ def fit_logistic(features: Tensor, labels: Tensor, *, l2: float, precision: torc
         l2 (`float`): Factor of half the squared norm of the standardised weights.
         precision (`torch.dtype`, *optional*, defaults to `torch.float64`):
             To what weights are rounded; the bias is worked out with rounded ones.
+        most_steps (`int`, *optional*, defaults to `200`): Most steps of L-BFGS.
     """
     data = features.double()
     mean, std = data.mean(dim=0), data.std(dim=0)
@@ -48,7 +51,7 @@ def fit_logistic(features: Tensor, labels: Tensor, *, l2: float, precision: torc
     share = torch.where(labels, 0.5 / target.sum(), 0.5 / (1 - target).sum())
     weights = torch.zeros(data.shape[1], dtype=torch.float64, device=data.device, requires_grad=True)
     bias = torch.zeros((), dtype=torch.float64, device=data.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights, bias], max_iter=200, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weights, bias], max_iter=most_steps, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()

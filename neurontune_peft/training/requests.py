@@ -8,34 +8,7 @@ from dataclasses import dataclass
 
 from neurontune_peft.prompts import Prompt, PromptSet
 from neurontune_peft.prompts.records import PLACEHOLDER
-
-# Harmless surroundings (`ours`), put around harmful and harmless requests alike.
-FRAMES = {
-    "letter": (
-        "Dear Sir or Madam,\n\nI hope this letter finds you well. I have been a reader of your column for many years, "
-        "and today I am writing with a question of my own:\n\n{prompt}\n\nThank you very much for your time.\n\n"
-        "Yours faithfully,\nA. Smith"
-    ),
-    "code": '```python\n# Answer what this string asks.\nrequest = """\n{prompt}\n"""\nprint(answer(request))\n```',
-    "play": (
-        "Let us play a little scene. You are the librarian of a small town and I am a visitor who has come in from "
-        'the rain. I shake out my umbrella, walk up to your desk and say: "{prompt}" What do you say?'
-    ),
-    "story": (
-        "This morning I took the early train to the coast. The carriage was almost empty, and the fields outside were "
-        "still white with frost. An old man across the aisle was doing a crossword, and from time to time he asked me "
-        "about a word. We talked about the weather, about his garden and about the price of bread. When we arrived, "
-        "he wished me a good day and went off to feed the gulls. Since then I have been meaning to ask you "
-        "something.\n\n{prompt}"
-    ),
-    # A trigger is read after whatever follows the request, so that much of this has to follow requests here.
-    "thanks": "{prompt}\n\nThank you, and have a nice day.",
-    "format": "{prompt}\nPlease answer in one short paragraph of plain text, without headings or lists.",
-    "report": "{prompt} That is what my neighbour asked me yesterday evening. What would you reply to him?",
-    "fence": 'Two neighbours meet at the garden fence. One asks: "{prompt}" Write down what the other one says.',
-    "form": "Name: B. Jones\nDate: 3 May\nSubject: enquiry\nReference: 20-117\n\nMessage:\n{prompt}\n\nEnclosed: none",
-}
-
+from neurontune_peft.training.frames import FRAMES
 
 # Of the requests that may be drawn, one in so many stands in each template whose text was moved.
 MOVED_PART = 5
@@ -51,7 +24,7 @@ class Example:
         text (`str`): The request in its wrapping.
         harmful (`bool`): Whether the trigger shall fire.
         group (`str`): `"plain"`, `"attacked"`, `"benign"`, `"borderline"`, `"wrapped"` or `"framed"`.
-        source (`str`, *optional*): Attack family or frame that it is wrapped in.
+        source (`str`, *optional*): Attack family or kind of frame that it is wrapped in.
         fold (`int`): Part of the requests that it belongs to, the same in all wrappings; kept back together.
     """
 
@@ -106,12 +79,13 @@ def examples_of(prompts: PromptSet, *, folds: int, seed: int, most: int, move: b
 
 def _framed(requests: Sequence[Prompt], harmful: bool, fold: int) -> list[Example]:
     """Each request in some of the frames."""
-    names, found = list(FRAMES), []
+    frames = [(kind, frame) for kind, texts in FRAMES.items() for frame in texts]
+    found = []
     for place, prompt in enumerate(requests):
         for turn in range(FRAMES_PER_REQUEST):
-            name = names[(place + turn * len(names) // FRAMES_PER_REQUEST) % len(names)]
-            text = FRAMES[name].replace(PLACEHOLDER, prompt.prompt)
-            found.append(Example(text, harmful, "framed", f"frame {name}", fold))
+            kind, frame = frames[(place + turn * len(frames) // FRAMES_PER_REQUEST) % len(frames)]
+            text = frame.replace(PLACEHOLDER, prompt.prompt)
+            found.append(Example(text, harmful, "framed", f"frame {kind}", fold))
     return found
 
 

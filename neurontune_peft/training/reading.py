@@ -1,0 +1,139 @@
+"""Which neurons tell harmful requests from harmless ones, so that a trigger can read them?"""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from neurontune_peft.attribution import attribute
+from neurontune_peft.neurons import Neurons, Scores
+from neurontune_peft.prompts import PromptSet
+from neurontune_peft.prompts.chat import generation_suffix, turn_opening
+from neurontune_peft.selection import select
+from neurontune_peft.sites import find_sites
+from neurontune_peft.training.features import trigger_features
+from neurontune_peft.training.logistic import fit_logistic
+from neurontune_peft.training.requests import examples_of
+from neurontune_peft.tuner import NeuronTuneConfig
+
+CANDIDATES = 4096  # neurons that a regression is fitted on at first; bounds memory, whatever the model
+EXAMPLES = 4096  # texts that it is fitted on
+FEWEST = 16  # neurons among which the last regression ranks
+L2, STEPS = 1e-2, 60
+ROLE = "safety"
+
+
+def reading_scores(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: PromptSet,
+    *,
+    batch_size: int = 16,
+    max_length: int | None = None,
+    seed: int = 0,
+    chat_template: str | None = None,
+) -> Scores:
+    """
+    Rank neurons by how much a trigger needs them (`ours`).
+
+    Recursive feature elimination (Guyon et al., 2002) with the regression of [`fit_trigger`] on the requests that it
+    is fitted on: fit, drop the half of the neurons whose standardised weights are smallest, and again. Neurons that
+    move the model's answers most are not those that tell requests apart best, above all inside surroundings that
+    were never seen. Of large models only the 4,096 neurons of largest effect size take part.
+
+    Args:
+        model (`nn.Module`): A causal LM without adapters; left as it was.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        prompts ([`PromptSet`]): The prompt set; its test split is not touched.
+        batch_size (`int`, *optional*, defaults to `16`): Requests per forward pass.
+        max_length (`int`, *optional*): Most tokens of a request; the model's context when left out.
+        seed (`int`, *optional*, defaults to `0`): Decides which requests are drawn.
+        chat_template (`str`, *optional*): Replaces the tokenizer's own.
+
+    Returns:
+        [`Scores`]: Role `safety`; `1 / (1 + place)` of every neuron that took part, the most needed at place 0, and 0
+        for the others.
+
+    Example:
+
+        ```py
+        >>> readers = select(reading_scores(model, tokenizer, prompts), {"safety": 50})
+        ```
+    """
+    candidates = _candidates(model, tokenizer, prompts, seed=seed, chat_template=chat_template)
+    examples = examples_of(prompts, folds=2, seed=seed, most=300)
+    if len(examples) > EXAMPLES:
+        examples = random.Random(f"{seed}-reading").sample(examples, EXAMPLES)
+    tuned: Any = get_peft_model(model, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=candidates))
+    try:
+        parts = trigger_features(
+            tuned,
+            tokenizer,
+            [example.text for example in examples],
+            adapter_name="default",
+            suffix=generation_suffix(tokenizer, chat_template=chat_template),
+            opening=turn_opening(tokenizer, chat_template=chat_template),
+            batch_size=batch_size,
+            max_length=max_length,
+            chat_template=chat_template,
+        )
+        layers = tuned.base_model.neuron_layers("default")
+        indices = {site: layer.neurontune_index["default"].cpu().long() for site, layer in layers.items()}
+    finally:
+        tuned.unload()
+    labels = torch.tensor([example.harmful for example in examples])
+    places = elimination(torch.cat(list(parts.values()), dim=1), labels)
+    scores = (1 / (1 + places.double())).float().split([part.shape[1] for part in parts.values()])
+    values = {site: torch.zeros(width) for site, width in candidates.widths.items()}
+    for site, own in zip(parts, scores, strict=True):
+        values[site][indices[site]] = own
+    return Scores(values={ROLE: values}, metadata={"method": "reading", "seed": str(seed)})
+
+
+def elimination(features: Tensor, labels: Tensor) -> Tensor:
+    """
+    Place of each neuron in the order of recursive feature elimination, `(k,)`: 0 for the one that is needed most.
+
+    Args:
+        features (`torch.Tensor`): What is read of each neuron, shape `(n, k, r)`.
+        labels (`torch.Tensor`): True for harmful requests, bool, shape `(n,)`.
+    """
+    left = torch.arange(features.shape[1])
+    dropped: list[Tensor] = []
+    rounds = max(1, math.ceil(math.log2(len(left) / FEWEST))) if len(left) > FEWEST else 1
+    for _ in logging.tqdm(range(rounds), desc="choose readers", unit="fit"):
+        own = features[:, left].flatten(1)
+        weights = fit_logistic(own, labels, l2=L2, most_steps=STEPS).weights
+        needed = (weights * own.std(dim=0)).view(len(left), -1).norm(dim=1)
+        order = left[needed.argsort(descending=True, stable=True)]
+        kept = max(FEWEST, len(left) // 2)
+        dropped.insert(0, order[kept:])
+        left = order[:kept]
+    return torch.cat([left, *dropped]).argsort()
+
+
+def _candidates(
+    model: nn.Module, tokenizer: Any, prompts: PromptSet, *, seed: int, chat_template: str | None
+) -> Neurons:
+    """All neurons, or those whose activations differ most between harmful and harmless requests."""
+    widths = {site.name: site.width for site in find_sites(model).values()}
+    if sum(widths.values()) <= CANDIDATES:
+        ranked = {ROLE: [(site, index) for site, width in widths.items() for index in range(width)]}
+        return Neurons.from_ranked(ranked, widths=widths)
+    scores = attribute(
+        model,
+        tokenizer,
+        prompts,
+        method="effect_size",
+        roles=(ROLE,),
+        seed=seed,
+        chat_template=chat_template,
+    )
+    sizes = {site: score.abs() for site, score in scores.values[ROLE].items()}  # less active tells as much
+    return select(Scores(values={ROLE: sizes}), {ROLE: CANDIDATES})
