@@ -14,8 +14,8 @@ from peft import get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from neurontune_peft.attribution import attribute
-from neurontune_peft.cli.common import parse_counts
 from neurontune_peft.cli.choosing import method_of
+from neurontune_peft.cli.common import parse_counts
 from neurontune_peft.evaluation import evaluate
 from neurontune_peft.evaluation.compare.run import measured_part, resolve_methods
 from neurontune_peft.neurons import Scores
