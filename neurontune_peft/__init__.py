@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from neurontune_peft.training import for_flagged_requests as for_flagged_requests
     from neurontune_peft.training import meta_train as meta_train
     from neurontune_peft.training import nearly_flagged as nearly_flagged
+    from neurontune_peft.training import reading_scores as reading_scores
     from neurontune_peft.tuner import NeuronTuneConfig as NeuronTuneConfig
     from neurontune_peft.tuner import NeuronTuneModel as NeuronTuneModel
     from neurontune_peft.tuner.files import AdapterFile as AdapterFile
@@ -94,6 +95,7 @@ _LAZY = {
     "format_judge": "judges",
     "meta_train": "training",
     "nearly_flagged": "training",
+    "reading_scores": "training",
     "select": "selection",
     "sites_from_config": "sites",
     "stress": "evaluation.decide",

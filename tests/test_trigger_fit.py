@@ -135,9 +135,9 @@ def test_each_request_is_scored_by_a_trigger_that_saw_neither_it_nor_its_wrappin
     _, aucs, scores, trigger = cross_fitted(examples, features)
     assert not scores.isnan().any()
     assert set(aucs) == {e.source for e in examples if e.source}
-    assert scores[first & harmful].mean() - scores[first & ~harmful].mean() < 0.5  # its fold was not seen
+    assert area_under_curve(scores[first & harmful], scores[first & ~harmful]) < 0.7  # its fold was not seen
     seen = trigger.score(features)
-    assert seen[first & harmful].mean() - seen[first & ~harmful].mean() > 1
+    assert area_under_curve(seen[first & harmful], seen[first & ~harmful]) > 0.95
 
 
 def test_a_wrapping_is_scored_by_a_trigger_that_did_not_learn_what_gives_it_away():

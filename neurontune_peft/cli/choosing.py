@@ -16,13 +16,11 @@ from neurontune_peft.cli.steps import Steps
 from neurontune_peft.neurons import Neurons, Scores
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.selection import select
-from neurontune_peft.selection.candidates import as_count
 from neurontune_peft.training import reading_scores, without
+from neurontune_peft.training.reading import parted, with_readers
 
 if TYPE_CHECKING:
     from neurontune_peft.cli.tune import Tune
-
-READING = "safety"  # the role whose neurons the trigger reads best
 
 
 def method_of(command: Tune) -> str | Method:
@@ -57,14 +55,8 @@ def choose(
         part that the trigger reads.
     """
     scores = steps.scores(f"round-{number}", partial(_score, command, model, tokenizer, prompts))
-    total = sum(scores.widths.values())
-    counts = {
-        role: as_count(count, total, what=f"role '{role}'") for role, count in parse_counts(command.counts).items()
-    }
-    readers = 0
-    if command.modulation == "dynamic" and counts.get(READING):
-        readers = min(round(command.reading_share * counts[READING]), counts[READING] - 1)
-        counts[READING] -= readers
+    share = command.reading_share if command.modulation == "dynamic" else 0.0
+    counts, readers = parted(parse_counts(command.counts), sum(scores.widths.values()), share)
     part = {role: max(1, count // command.rounds) for role, count in counts.items() if count}
     more = select(
         scores if held is None else without(scores, held), part, overlap=command.overlap, spread=command.spread
@@ -73,7 +65,7 @@ def choose(
     if readers and number == 1:
         options: dict[str, Any] = {"seed": command.training.seed, "chat_template": command.chat_template}
         reading = steps.scores("readers", lambda _: reading_scores(model, tokenizer, prompts, **options))
-        held = held | select(without(reading, held), {READING: readers})
+        held = with_readers(held, reading, readers)
     return scores, held
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,16 +17,19 @@ from neurontune_peft.neurons import Neurons, Scores
 from neurontune_peft.prompts import PromptSet
 from neurontune_peft.prompts.chat import generation_suffix, turn_opening
 from neurontune_peft.selection import select
+from neurontune_peft.selection.candidates import as_count
 from neurontune_peft.sites import find_sites
 from neurontune_peft.training.features import trigger_features
 from neurontune_peft.training.logistic import fit_logistic
 from neurontune_peft.training.requests import examples_of
+from neurontune_peft.training.rounds import without
 from neurontune_peft.tuner import NeuronTuneConfig
 
 CANDIDATES = 4096  # neurons that a regression is fitted on at first; bounds memory, whatever the model
 EXAMPLES = 4096  # texts that it is fitted on
 FEWEST = 16  # neurons among which the last regression ranks
 L2, STEPS = 1e-2, 60
+SHARE = 0.5  # of the safety neurons; measured with benchmarks/choices.py
 ROLE = "safety"
 
 
@@ -94,6 +98,27 @@ def reading_scores(
     for site, own in zip(parts, scores, strict=True):
         values[site][indices[site]] = own
     return Scores(values={ROLE: values}, metadata={"method": "reading", "seed": str(seed)})
+
+
+def parted(counts: Mapping[str, float], total: int, share: float) -> tuple[dict[str, int], int]:
+    """
+    How many neurons of each role move answers, and how many more safety neurons the trigger reads.
+
+    Args:
+        counts (`Mapping[str, float]`): Neurons per role, as a number (`int`) or a share of all neurons (`float`).
+        total (`int`): Number of all neurons.
+        share (`float`): Share of the safety neurons that is chosen for reading; one at least is left to move answers.
+    """
+    wanted = {role: as_count(count, total, what=f"role '{role}'") for role, count in counts.items()}
+    if not wanted.get(ROLE):
+        return wanted, 0
+    readers = min(round(share * wanted[ROLE]), wanted[ROLE] - 1)
+    return wanted | {ROLE: wanted[ROLE] - readers}, readers
+
+
+def with_readers(neurons: Neurons, reading: Scores, count: int) -> Neurons:
+    """The neurons, and ranked behind them so many more from which a trigger reads best."""
+    return neurons | select(without(reading, neurons), {ROLE: count}) if count else neurons
 
 
 def elimination(features: Tensor, labels: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from neurontune_peft.selection import select
 from neurontune_peft.training import Log, MetaConfig
 from neurontune_peft.training.budgets import limits_of, worst_excess
 from neurontune_peft.training.log import ValidationLog
+from neurontune_peft.training.reading import SHARE, parted, reading_scores, with_readers
 
 logger = logging.get_logger(__name__)
 
@@ -130,6 +131,21 @@ class Bench:
             scores = attribute(self.model, self.tokenizer, self.prompts, chat_template=self.chat_template, **given)
             neurons = select(scores, self.counts, **self.selection)
             self._scored[key] = neurons, time.monotonic() - start
+        return self._scored[key]
+
+    def neurons_to_read(self, seed: int) -> tuple[Neurons, float]:
+        """The neurons of an adapter with a trigger, as many, and the seconds it took to choose them."""
+        key = seed, "reading"
+        if key not in self._scored:
+            moving, spent = self.neurons(seed)
+            start = time.monotonic()
+            counts, readers = parted(self.counts, sum(moving.widths.values()), SHARE)
+            reading = reading_scores(
+                self.model, self.tokenizer, self.prompts, seed=seed, chat_template=self.chat_template
+            )
+            kept = {role: min(counts[role], held) for role, held in moving.totals.items()}
+            neurons = with_readers(moving.head(**kept), reading, readers)
+            self._scored[key] = neurons, spent + time.monotonic() - start
         return self._scored[key]
 
     def once(self, key: Any, make: Callable[[], T]) -> T:

@@ -82,7 +82,7 @@ def fitted_on(bench: Bench, model: Any, seed: int) -> tuple[TriggerFit, PromptSe
 
 
 def _fitted(bench: Bench, seed: int) -> tuple[Trigger | None, PromptSet, Candidate]:
-    neurons, scoring = bench.neurons(seed)
+    neurons, scoring = bench.neurons_to_read(seed)
     start = time.monotonic()
     with attached(bench, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=neurons)) as model:
         fit, met = fitted_on(bench, model, seed)

@@ -89,7 +89,10 @@ def scaled(
         tries (`bool`, *optional*, defaults to `True`): Whether learning rates are tried.
         dynamic (`bool`, *optional*, defaults to `False`): Scales of flagged requests alone, as a trigger flags them.
     """
-    neurons, scoring = bench.neurons(seed, **({} if attribution is None else {"method": attribution}))
+    if dynamic:
+        neurons, scoring = bench.neurons_to_read(seed)
+    else:
+        neurons, scoring = bench.neurons(seed, **({} if attribution is None else {"method": attribution}))
     if layer_matched:
         neurons = neurons.layer_matched_random(seed)
 
