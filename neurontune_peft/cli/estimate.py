@@ -14,7 +14,7 @@ from peft import get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from neurontune_peft.attribution import attribute
-from neurontune_peft.cli.choosing import method_of
+from neurontune_peft.cli.choosing import method_of, readers_of
 from neurontune_peft.cli.common import parse_counts
 from neurontune_peft.evaluation import evaluate
 from neurontune_peft.evaluation.compare.run import measured_part, resolve_methods
@@ -22,6 +22,7 @@ from neurontune_peft.neurons import Scores
 from neurontune_peft.prompts import PromptSet, complete_responses, generate_answers
 from neurontune_peft.selection import select
 from neurontune_peft.training import check_fittable, meta_train
+from neurontune_peft.training.reading import EXAMPLES
 from neurontune_peft.tuner import NeuronTuneConfig
 
 TRAIN_KEPT = 16  # train prompts of each kind: as many as one batch of any step takes
@@ -144,7 +145,10 @@ class Bench:
         texts = [prompt.prompt for prompt in self.small.prompts][:32]
         options = {"max_new_tokens": 1, "batch_size": 16, "chat_template": command.chat_template}
         seconds, _ = _timed(lambda: generate_answers(self.model, self.tokenizer, texts, **options))
-        return Part(step, seconds, len(examples) / len(texts))
+        read = len(examples)
+        if readers_of(command):
+            read += min(EXAMPLES, sum(example.chooses_readers for example in examples))
+        return Part(step, seconds, read / len(texts))
 
 
 def measure(name: str, command: Any) -> Estimate:

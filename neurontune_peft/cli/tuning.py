@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from neurontune_peft.attribution.plan import MethodOptions, make_plan
 from neurontune_peft.attribution.tasks import ROLES
-from neurontune_peft.cli.choosing import choose, method_of
+from neurontune_peft.cli.choosing import choose, method_of, readers_of
 from neurontune_peft.cli.command_line import command_line
 from neurontune_peft.cli.common import check_output, parse_counts, with_answers, written_whole
 from neurontune_peft.cli.made import Made, measured_at, printed, provenance
@@ -63,7 +63,7 @@ def tune(command: Tune) -> dict[str, Any]:
     given = PromptSet.load(command.prompts)
     check_tunable(given)
     if command.modulation == "dynamic":
-        check_fittable(given, seed=command.training.seed, **_budgets(command))
+        check_fittable(given, **_trigger_options(command))
     model, tokenizer = command.load()
     prompts = with_answers(given, model, tokenizer, chat_template=command.chat_template)
     if not command.force:
@@ -189,10 +189,14 @@ def _flagged(
         return None, prompts
     options: dict[str, Any] = {"seed": command.training.seed, "chat_template": command.chat_template}
     with steps.timed("fitting the trigger"):
-        trigger = fit_trigger(tuned, tokenizer, prompts, **_budgets(command), **options)
+        trigger = fit_trigger(tuned, tokenizer, prompts, **options | _trigger_options(command))
         if not trigger.dynamic:
             return trigger, prompts
         return trigger, nearly_flagged(tuned, tokenizer, prompts, share=command.nearly_flagged, **options)
+
+
+def _trigger_options(command: Tune) -> dict[str, Any]:
+    return _budgets(command) | {"chosen_for_reading": bool(readers_of(command)), "seed": command.training.seed}
 
 
 def _budgets(command: Tune) -> dict[str, Any]:

@@ -17,30 +17,36 @@ from neurontune_peft.tuner.trigger import TRIGGER_DTYPE
 L2 = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
-def cross_fitted(examples: Sequence[Example], features: Tensor) -> tuple[float, dict[str, float], Tensor, Linear]:
+def cross_fitted(
+    examples: Sequence[Example], features: Tensor, *, chosen_for_reading: bool = False
+) -> tuple[float, dict[str, float], Tensor, Linear]:
     """
     Keep each fold of the requests back once, and with it each family and frame in turn; then fit on all examples.
 
-    The regularisation is the one that does best without a source on the first fold.
+    The regularisation is the one that does best without a source on the first fold that is measured.
 
     Args:
         examples (`Sequence[Example]`): The examples.
         features (`torch.Tensor`): Their features, shape `(n, k)`.
+        chosen_for_reading (`bool`, *optional*, defaults to `False`):
+            Never keep back the half of the requests that has chosen the neurons.
 
     Returns:
         `tuple`: The regularisation; source to the area under the curve without it, mean over the folds; scores of all
-        examples `(n,)`, each by a trigger that saw neither its request nor its source; and the trigger that saw all.
+        examples `(n,)`, each by a trigger that saw neither its request nor its source, and NaN where unmeasured; and
+        the trigger that saw all.
     """
+    measured = sorted({e.fold for e in examples if not (chosen_for_reading and e.chooses_readers)})
     best: tuple[float, float, dict[str, float], Tensor] | None = None
     for l2 in logging.tqdm(L2, desc="fit trigger", unit="fit"):
-        aucs, scores = cross_scored(examples, features, l2, fold=0)
+        aucs, scores = cross_scored(examples, features, l2, fold=measured[0])
         mean = sum(aucs.values()) / max(1, len(aucs))
         if best is None or mean > best[0]:
             best = (mean, l2, aucs, scores)
     assert best is not None
     _, l2, first, scores = best
     by_fold = [first]
-    for fold in range(1, 1 + max(example.fold for example in examples)):
+    for fold in measured[1:]:
         aucs, found = cross_scored(examples, features, l2, fold=fold)
         by_fold.append(aucs)
         scores = torch.where(found.isnan(), scores, found)

@@ -21,7 +21,7 @@ from neurontune_peft.selection.candidates import as_count
 from neurontune_peft.sites import find_sites
 from neurontune_peft.training.features import trigger_features
 from neurontune_peft.training.logistic import fit_logistic
-from neurontune_peft.training.requests import examples_of
+from neurontune_peft.training.requests import FOLDS, examples_of
 from neurontune_peft.training.rounds import without
 from neurontune_peft.tuner import NeuronTuneConfig
 
@@ -38,6 +38,7 @@ def reading_scores(
     tokenizer: Any,
     prompts: PromptSet,
     *,
+    examples_per_kind: int = 300,
     batch_size: int = 16,
     max_length: int | None = None,
     seed: int = 0,
@@ -46,18 +47,19 @@ def reading_scores(
     """
     Rank neurons by how much a trigger needs them (`ours`).
 
-    Recursive feature elimination (Guyon et al., 2002) with the regression of [`fit_trigger`] on the requests that it
-    is fitted on: fit, drop the half of the neurons whose standardised weights are smallest, and again. Neurons that
-    move the model's answers most are not those that tell requests apart best, above all inside surroundings that
-    were never seen. Of large models only the 4,096 neurons of largest effect size take part.
+    Recursive feature elimination (Guyon et al., 2002) with the regression of [`fit_trigger`] on half of its requests:
+    fit, drop the half of the neurons whose standardised weights are smallest, and again. Neurons that move the model's
+    answers most are not those that tell requests apart best, above all inside surroundings that were never seen. Of
+    large models only the 4,096 neurons of largest effect size take part.
 
     Args:
         model (`nn.Module`): A causal LM without adapters; left as it was.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         prompts ([`PromptSet`]): The prompt set; its test split is not touched.
+        examples_per_kind (`int`, *optional*, defaults to `300`): Most requests of each kind, as in [`fit_trigger`].
         batch_size (`int`, *optional*, defaults to `16`): Requests per forward pass.
         max_length (`int`, *optional*): Most tokens of a request; the model's context when left out.
-        seed (`int`, *optional*, defaults to `0`): Decides which requests are drawn.
+        seed (`int`, *optional*, defaults to `0`): Decides which requests are drawn, as in [`fit_trigger`].
         chat_template (`str`, *optional*): Replaces the tokenizer's own.
 
     Returns:
@@ -71,7 +73,8 @@ def reading_scores(
         ```
     """
     candidates = _candidates(model, tokenizer, prompts, seed=seed, chat_template=chat_template)
-    examples = examples_of(prompts, folds=2, seed=seed, most=300)
+    examples = examples_of(prompts, folds=FOLDS, seed=seed, most=examples_per_kind)
+    examples = [example for example in examples if example.chooses_readers]
     if len(examples) > EXAMPLES:
         examples = random.Random(f"{seed}-reading").sample(examples, EXAMPLES)
     tuned: Any = get_peft_model(model, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=candidates))

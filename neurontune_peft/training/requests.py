@@ -12,6 +12,7 @@ from neurontune_peft.training.frames import FRAMES
 
 # Of the requests that may be drawn, one in so many stands in each template whose text was moved.
 MOVED_PART = 5
+FOLDS = 4
 FRAMES_PER_REQUEST = 3  # in turns, so that all frames are met and attacks outnumber them
 
 
@@ -33,6 +34,11 @@ class Example:
     group: str
     source: str | None
     fold: int
+
+    @property
+    def chooses_readers(self) -> bool:
+        """Whether it is of the half of the requests that chooses what a trigger reads; the other half measures it."""
+        return self.fold % 2 == 0
 
 
 def examples_of(prompts: PromptSet, *, folds: int, seed: int, most: int, move: bool = True) -> list[Example]:

@@ -16,7 +16,7 @@ from neurontune_peft.prompts.chat import generation_suffix, turn_opening
 from neurontune_peft.training.calibration import calibrated, cross_fitted, rates
 from neurontune_peft.training.features import trigger_features
 from neurontune_peft.training.logistic import Linear
-from neurontune_peft.training.requests import Example, examples_of
+from neurontune_peft.training.requests import FOLDS, Example, examples_of
 from neurontune_peft.tuner.layer import NeuronTuneLayer
 
 FEWEST = 40  # requests of either kind from which anything can be learnt and stated
@@ -73,7 +73,8 @@ def fit_trigger(
     false_positive_budget: float = 0.15,
     full_strength_budget: float = 0.06,
     lowest_auc: float = 0.6,
-    folds: int = 4,
+    folds: int = FOLDS,
+    chosen_for_reading: bool = False,
     examples_per_kind: int = 300,
     batch_size: int = 16,
     max_length: int | None = None,
@@ -101,6 +102,9 @@ def fit_trigger(
             as the other budget, it makes a step of the ramp.
         lowest_auc (`float`, *optional*, defaults to `0.6`): Below it the adapter is left, or made, static.
         folds (`int`, *optional*, defaults to `4`): Parts of the train requests, each of which is kept back once.
+        chosen_for_reading (`bool`, *optional*, defaults to `False`):
+            Whether [`reading_scores`] chose some of the neurons with the same seed. The half of the requests that it
+            looked at is then never kept back: neurons that suit them would flatter what is measured on them.
         examples_per_kind (`int`, *optional*, defaults to `300`): Most requests of each kind.
         batch_size (`int`, *optional*, defaults to `16`): Requests per forward pass.
         max_length (`int`, *optional*): Most tokens of a request; the model's context when left out.
@@ -127,6 +131,7 @@ def fit_trigger(
         false_positive_budget=false_positive_budget,
         full_strength_budget=full_strength_budget,
         folds=folds,
+        chosen_for_reading=chosen_for_reading,
         examples_per_kind=examples_per_kind,
         seed=seed,
     )
@@ -145,7 +150,9 @@ def fit_trigger(
         chat_template=chat_template,
     )
     features = torch.cat([part.flatten(1) for part in parts.values()], dim=1)  # (n, 2 k)
-    l2, family_auc, scores, trigger = cross_fitted(examples, features)
+    l2, family_auc, scores, trigger = cross_fitted(examples, features, chosen_for_reading=chosen_for_reading)
+    measured = ~scores.isnan()
+    scores, examples = scores[measured], [e for e, kept in zip(examples, measured, strict=True) if kept]
     threshold = calibrated(examples, scores, false_positive_budget)
     ramp = max(0.0, calibrated(examples, scores, full_strength_budget) - threshold)
     attacks = [family_auc[family] for family in prompts.train_families if family in family_auc]
@@ -174,7 +181,8 @@ def check_fittable(
     *,
     false_positive_budget: float = 0.15,
     full_strength_budget: float = 0.06,
-    folds: int = 4,
+    folds: int = FOLDS,
+    chosen_for_reading: bool = False,
     examples_per_kind: int = 300,
     seed: int = 0,
 ) -> list[Example]:
@@ -186,6 +194,7 @@ def check_fittable(
         false_positive_budget (`float`, *optional*, defaults to `0.15`): As in [`fit_trigger`], like the others.
         full_strength_budget (`float`, *optional*, defaults to `0.06`): Likewise.
         folds (`int`, *optional*, defaults to `4`): Parts of the train requests.
+        chosen_for_reading (`bool`, *optional*, defaults to `False`): Likewise.
         examples_per_kind (`int`, *optional*, defaults to `300`): Most requests of each kind.
         seed (`int`, *optional*, defaults to `0`): Decides which requests are kept back together.
 
@@ -198,8 +207,13 @@ def check_fittable(
             raise ValueError(f"got {name}={value}; expected a share between 0 and 1; 0.02 is 2 %")
     if folds < 2:
         raise ValueError(f"got folds={folds}; expected at least 2, to measure on requests that were kept back; use 4")
+    if chosen_for_reading and folds % 2:
+        raise ValueError(
+            f"got folds={folds} for neurons chosen for reading; expected an even number, one half of which measures; "
+            f"use {FOLDS}"
+        )
     examples = examples_of(prompts, folds=folds, seed=seed, most=examples_per_kind)
-    check_enough(examples, false_positive_budget)
+    check_enough(examples, false_positive_budget, measured=0.5 if chosen_for_reading else 1.0)
     return examples
 
 
@@ -221,7 +235,7 @@ def check_adapter(model: PeftModel) -> str:
     return name
 
 
-def check_enough(examples: Sequence[Example], budget: float) -> None:
+def check_enough(examples: Sequence[Example], budget: float, *, measured: float = 1.0) -> None:
     """
     Refuse prompt sets that are too small to state a false-positive rate.
 
@@ -230,7 +244,7 @@ def check_enough(examples: Sequence[Example], budget: float) -> None:
     """
     harmful = sum(e.group == "plain" for e in examples)
     harmless = sum(e.group in ("benign", "borderline") for e in examples)
-    needed = max(FEWEST, math.ceil(0.5 / budget))
+    needed = max(FEWEST, math.ceil(0.5 / budget / measured))
     if harmful < FEWEST or harmless < needed:
         raise ValueError(
             f"got {harmful} harmful and {harmless} harmless train requests to calibrate the trigger on; expected at "

@@ -77,7 +77,7 @@ def trigger_of(bench: Bench, seed: int) -> tuple[TriggerGate | None, PromptSet, 
 def fitted_on(bench: Bench, model: Any, seed: int) -> tuple[TriggerFit, PromptSet]:
     """Give an attached adapter a trigger, and leave those prompts that scales of flagged requests are learnt from."""
     options: dict[str, Any] = {"seed": seed, "chat_template": bench.chat_template}
-    fit = fit_trigger(model, bench.tokenizer, bench.prompts, **options)
+    fit = fit_trigger(model, bench.tokenizer, bench.prompts, chosen_for_reading="safety" in bench.counts, **options)
     return fit, nearly_flagged(model, bench.tokenizer, bench.prompts, **options) if fit.dynamic else bench.prompts
 
 
@@ -100,7 +100,8 @@ def _fitted(bench: Bench, seed: int) -> tuple[Trigger | None, PromptSet, Candida
 def for_flagged(config: MetaConfig) -> MetaConfig:
     """The options with what `neurontune tune` changes for adapters that act on flagged requests alone."""
     strong = for_flagged_requests()
-    return replace(config, utility_weight=strong.utility_weight, bounds=strong.bounds, signed=strong.signed)
+    own = {name: getattr(strong, name) for name in ("utility_weight", "bounds", "signed", "focus")}
+    return replace(config, **own)
 
 
 def note_of(model: Any) -> str:
