@@ -3,28 +3,35 @@ Which requests does a trigger catch, and would other features catch more? Detect
 
     python benchmarks/trigger.py [--model DIR] [--prompts DIR] [--quick] [--threads N]
 
-A logistic regression as in `fit_trigger`, on the activations of the top 3 % of `gradient`: at the last token of the
-prompt, as their mean over the prompt's tokens, and both together (as an adapter reads them). The threshold
-lets the same share of harmless train requests trigger, each scored by a regression that did not see its wrapping.
-With and without train templates whose text was moved to the other side of the request. The last table reads the first
-layers alone: a trigger that is decided there could act on the later ones in the same pass, without a second prefill.
+A logistic regression as in `fit_trigger`, whose threshold lets the same share of harmless train requests trigger, each
+kept back with its wrapping. The first table chooses 3 % of the neurons in other ways: by `gradient`, which finds those
+that move answers, for what a trigger reads from them, or half of each, as `neurontune tune` does. The others take
+those of `gradient`: at the last token of the prompt, as their mean over the prompt's tokens, and both together (as an
+adapter reads them), with and without train templates whose text was moved to the other side of the request; then the
+first layers alone, as a trigger that is decided there could act on the later ones in the same pass.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from common import parser, print_header, print_table, set_up
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neurontune_peft import Neurons, PromptSet, attribute, select
-from neurontune_peft.prompts import encode
+from neurontune_peft import Neurons, PromptSet, attribute, reading_scores, select
+from neurontune_peft.prompts import Prompt, encode
+from neurontune_peft.prompts.records import PLACEHOLDER
+from neurontune_peft.training.calibration import cross_fitted
+from neurontune_peft.training.frames import FRAMES
 from neurontune_peft.training.logistic import Linear, fit_logistic
+from neurontune_peft.training.reading import parted, with_readers
 from neurontune_peft.training.requests import Example, examples_of
 
 DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo_model" / "model"
 BUDGET = 0.05
+SHARES = (0.0, 0.5, 0.9)
 POOLS = (("last",), ("mean",), ("last", "mean"))
 DEPTHS = (1 / 3, 1 / 2, 2 / 3, 1.0)
 Features = dict[str, Tensor]  # pooling to (n, k)
@@ -67,15 +74,11 @@ class Reader:
         return {name: torch.stack(values)[back] for name, values in rows.items()}
 
 
-def fitted(examples: list[Example], features: Tensor, *, l2: float = 0.1) -> tuple[Linear, float]:
-    """The regression, and the threshold that `BUDGET` of harmless requests exceed when their wrapping is unseen."""
-    labels = torch.tensor([example.harmful for example in examples])
-    trigger = fit_logistic(features, labels, l2=l2)
-    scores = trigger.score(features).clone()
-    for source in dict.fromkeys(example.source for example in examples if example.source):
-        own = torch.tensor([example.source == source for example in examples])
-        scores[own] = fit_logistic(features[~own], labels[~own], l2=l2).score(features[own])
-    return trigger, float(scores[~labels].quantile(1 - BUDGET))
+def fitted(examples: list[Example], features: Tensor) -> tuple[Linear, float, float]:
+    """The regression, its penalty, and the threshold that `BUDGET` of harmless requests exceed when kept back."""
+    l2, _, scores, trigger = cross_fitted(examples, features, chosen_for_reading=True)
+    kept_back = torch.tensor([not example.harmful for example in examples]) & ~scores.isnan()
+    return trigger, l2, float(scores[kept_back].quantile(1 - BUDGET))
 
 
 def of(features: Features, pools: tuple[str, ...], upto: int | None = None) -> Tensor:
@@ -85,8 +88,25 @@ def of(features: Features, pools: tuple[str, ...], upto: int | None = None) -> T
 
 def firing(examples: list[Example], train: Tensor, tests: list[Tensor]) -> list[str]:
     """The share of each group of test requests that triggers."""
-    trigger, threshold = fitted(examples, train)
+    trigger, _, threshold = fitted(examples, train)
     return [f"{(trigger.score(part) > threshold).float().mean():.0%}" for part in tests]
+
+
+def firing_in_frames(examples: list[Example], train: Tensor, tests: dict[str, Tensor]) -> list[str]:
+    """The share of framed test requests that triggers when their kind of frame is not fitted on: mean, and largest."""
+    _, l2, threshold = fitted(examples, train)
+    labels = torch.tensor([example.harmful for example in examples])
+    shares = []
+    for kind, part in tests.items():
+        others = torch.tensor([example.source != f"frame {kind}" for example in examples])
+        trigger = fit_logistic(train[others], labels[others], l2=l2)
+        shares.append(float((trigger.score(part) > threshold).float().mean()))
+    return [f"{fmean(shares):.0%}", f"{max(shares):.0%}"]
+
+
+def framed(prompts: list[Prompt], frames: tuple[str, ...]) -> list[str]:
+    """Each request in one of the frames, in turns."""
+    return [frames[i % len(frames)].replace(PLACEHOLDER, prompt.prompt) for i, prompt in enumerate(prompts)]
 
 
 def main() -> None:
@@ -102,6 +122,7 @@ def main() -> None:
     n_prompts = 2 if given.quick else 32
     scores = attribute(model, tokenizer, prompts, method="gradient", roles=("safety",), n_prompts=n_prompts)
     neurons = select(scores, {"safety": 0.03}, spread="auto")
+    reading = reading_scores(model, tokenizer, prompts, examples_per_kind=most)
     reader = Reader(model, tokenizer, neurons)
     fitted_on = {
         what: examples_of(prompts, folds=4, seed=0, most=most, move=move)
@@ -113,6 +134,17 @@ def main() -> None:
     groups |= {f: prompts.attacked(tests["harmful"], family=f, split="test") for f in prompts.families(split="test")}
     groups |= {f"harmless: {kind}": [p.prompt for p in tests[kind]] for kind in ("benign", "borderline")}
     groups["harmless: wrapped"] = prompts.wrapped(tests["benign"], split="test")
+    by_kind = {kind: framed(tests["benign"], frames) for kind, frames in FRAMES.items()}
+    rows, moved = [], fitted_on["also moved"]
+    for share in SHARES:
+        counts, readers = parted({"safety": 0.03}, sum(neurons.widths.values()), share)
+        own = Reader(model, tokenizer, with_readers(select(scores, counts, spread="auto"), reading, readers))
+        features = of(own.read([example.text for example in moved]), POOLS[-1])
+        fires = firing(moved, features, [of(own.read(texts), POOLS[-1]) for texts in groups.values()])
+        unseen = {kind: of(own.read(texts), POOLS[-1]) for kind, texts in by_kind.items()}
+        rows.append([f"{share:.0%}", str(own.neurons.total), *fires, *firing_in_frames(moved, features, unseen)])
+    frames = ["harmless: frames of unseen kinds", "worst kind"]
+    print_table(["chosen for reading", "neurons", *groups, *frames], rows)
     read = {name: reader.read(texts) for name, texts in groups.items()}
     rows = []
     for what, pools in ((what, pools) for what in fitted_on for pools in POOLS):
