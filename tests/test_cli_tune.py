@@ -10,8 +10,8 @@ from helpers import tiny_llama, tiny_prompt_set, tiny_tokenizer
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from neurontune_peft import Neurons, NeuronTuneConfig
-from neurontune_peft.cli import main, tune, tuning
+from neurontune_peft import Neurons, NeuronTuneConfig, fit_trigger
+from neurontune_peft.cli import choosing, main, tune, tuning
 from neurontune_peft.hub.evidence import tune_command
 from neurontune_peft.prompts import Prompt
 from neurontune_peft.training import Log
@@ -45,15 +45,17 @@ def adapter(directory: Path) -> dict[str, bytes]:
     return {name: (directory / name).read_bytes() for name in ("adapter_model.safetensors", "adapter_config.json")}
 
 
-@pytest.mark.parametrize("step", ["attribute", "meta_train", "write_report"])
-def test_a_run_that_was_interrupted_goes_on_and_ends_with_the_same_bytes(call, monkeypatch, step):
+@pytest.mark.parametrize(
+    ("module", "step"), [(choosing, "attribute"), (tuning, "meta_train"), (tuning, "write_report")]
+)
+def test_a_run_that_was_interrupted_goes_on_and_ends_with_the_same_bytes(call, monkeypatch, module, step):
     _, whole = call("whole")
     with monkeypatch.context() as patch:
 
         def interrupt(*args, **kwargs):
             raise KeyboardInterrupt
 
-        patch.setattr(tuning, step, interrupt)
+        patch.setattr(module, step, interrupt)
         assert call("cut")[0] == 130
     done = {path.name for path in (whole.parent / ".cut.resume").iterdir()}
     assert "base.json" in done
@@ -63,7 +65,7 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_with_the_same_bytes(call, m
         def fail(*args, **kwargs):
             raise AssertionError("scored again")
 
-        monkeypatch.setattr(tuning, "attribute", fail)
+        monkeypatch.setattr(choosing, "attribute", fail)
     code, cut = call("cut")
     assert code == 0
     assert adapter(cut) == adapter(whole)
@@ -122,6 +124,7 @@ def test_a_model_that_resists_already_is_left_alone_unless_forced(call, monkeypa
     [
         (["--shares", "1.5"], "expected shares between 0 and 1"),
         (["--rounds", "0"], "at least one"),
+        (["--reading-share", "1"], "expected a share from 0 to below 1"),
         (["--method", "magic"], "got method 'magic'"),
         (["--counts", "mood=3"], "got role 'mood'"),
     ],
@@ -155,8 +158,33 @@ def test_by_default_only_requests_that_trigger_are_scaled(call, many_requests, t
     assert "dynamic: strength 1.5 for requests that trigger" in capsys.readouterr().out
 
 
+def test_half_of_the_safety_neurons_are_chosen_for_reading_and_come_behind_those_that_move_answers(
+    call, many_requests, monkeypatch
+):
+    _, without = call("without", "--modulation", "dynamic", "--reading-share", "0")
+    code, half = call("half", "--modulation", "dynamic")
+    assert code == 0
+    scored, both = Neurons.load(without / "neurons.json"), Neurons.load(half / "neurons.json")
+    assert both.totals == scored.totals == {"safety": 6, "utility": 2}
+    assert both.ranked("safety")[:3] == scored.ranked("safety")[:3]
+    assert both.ranked("safety") != scored.ranked("safety")
+    assert NeuronTuneConfig.from_pretrained(half).provenance["selection"]["reading_share"] == 0.5
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "fit_trigger", interrupt)
+        assert call("cut", "--modulation", "dynamic")[0] == 130
+        patch.setattr(choosing, "reading_scores", lambda *args, **kwargs: pytest.fail("chosen again"))
+        patch.setattr(tuning, "fit_trigger", fit_trigger)
+        assert call("cut", "--modulation", "dynamic")[0] == 0
+    assert adapter(half.parent / "cut") == adapter(half)
+
+
 def test_the_budgets_of_the_trigger_are_kept_and_stand_in_the_command_that_repeats_the_run(call, many_requests):
     budgets = ["--false-positive-budget", "0.3", "--full-strength-budget", "0.3", "--nearly-flagged", "0.5"]
+    budgets += ["--reading-share", "0.25"]
     code, output = call("out", "--modulation", "dynamic", *budgets)
     assert code == 0
     config = NeuronTuneConfig.from_pretrained(output)
