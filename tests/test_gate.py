@@ -69,7 +69,8 @@ def test_a_gate_leaves_the_base_model_as_it_was_and_shares_its_weights(tmp_path)
 
 def test_a_fitted_gate_reads_texts_in_any_order_and_batch_as_the_adapter_does():
     model, tokenizer = attached(), tiny_tokenizer()
-    assert fit_trigger(model, tokenizer, prompt_set(), **OPTIONS | {"false_positive_budget": 0.3}).dynamic
+    assert fit_trigger(model, tokenizer, prompt_set(), **OPTIONS).dynamic
+    model.peft_config["default"].trigger_threshold = 0.0  # halfway, as only 80 requests were fitted on
     gate = TriggerGate(Trigger.of(model), tiny_llama(), tokenizer)
     alone = [gate.scores([text])[0] for text in TEXTS]
     assert gate.scores(TEXTS, batch_size=3) == pytest.approx(alone, abs=1e-5)
