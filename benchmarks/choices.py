@@ -55,7 +55,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no focus": {"focus": 1.0},
     "utility weight 1": {"utility_weight": 1.0},
     "learning rate 0.1": {"lr": 0.1},
-    "a step at the threshold": {"tune": {"full_strength_budget": 0.15}},
+    "a step at the threshold": {"tune": {"full_strength_budget": 0.06}},
     "half as many may trigger": {"tune": {"false_positive_budget": 0.075, "full_strength_budget": 0.03}},
     "static": {"tune": {"modulation": "static"}},
 }
