@@ -56,7 +56,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "utility weight 1": {"utility_weight": 1.0},
     "learning rate 0.1": {"lr": 0.1},
     "a step at the threshold": {"tune": {"full_strength_budget": 0.06}},
-    "half as many may trigger": {"tune": {"false_positive_budget": 0.075, "full_strength_budget": 0.03}},
+    "half as many may trigger": {"tune": {"false_positive_budget": 0.03, "full_strength_budget": 0.01}},
+    "twice as many may trigger": {"tune": {"false_positive_budget": 0.12, "full_strength_budget": 0.04}},
+    "no neurons for reading": {"tune": {"reading_share": 0.0}},
+    "a quarter for reading": {"tune": {"reading_share": 0.25}},
     "static": {"tune": {"modulation": "static"}},
 }
 QUICK = {"steps": 2, "inner_steps": 1, "support_size": 1, "query_size": 1, "borderline_size": 1}
