@@ -12,6 +12,7 @@ first layers alone, as a trigger that is decided there could act on the later on
 """
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -20,7 +21,7 @@ from common import parser, print_header, print_table, set_up
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neurontune_peft import Neurons, PromptSet, attribute, reading_scores, select
+from neurontune_peft import Neurons, PromptSet, Scores, attribute, reading_scores, select
 from neurontune_peft.prompts import Prompt, encode
 from neurontune_peft.prompts.records import PLACEHOLDER
 from neurontune_peft.training.calibration import cross_fitted
@@ -81,9 +82,9 @@ def fitted(examples: list[Example], features: Tensor) -> tuple[Linear, float, fl
     return trigger, l2, float(scores[kept_back].quantile(1 - BUDGET))
 
 
-def of(features: Features, pools: tuple[str, ...], upto: int | None = None) -> Tensor:
-    """Activations of the first neurons, in the order of their sites, shape `(n, len(pools) * k)`."""
-    return torch.cat([features[pool][:, :upto] for pool in pools], dim=1)
+def of(features: Features, pools: tuple[str, ...]) -> Tensor:
+    """Activations of the neurons, in the order of their sites, shape `(n, len(pools) * k)`."""
+    return torch.cat([features[pool] for pool in pools], dim=1)
 
 
 def firing(examples: list[Example], train: Tensor, tests: list[Tensor]) -> list[str]:
@@ -102,6 +103,13 @@ def firing_in_frames(examples: list[Example], train: Tensor, tests: dict[str, Te
         trigger = fit_logistic(train[others], labels[others], l2=l2)
         shares.append(float((trigger.score(part) > threshold).float().mean()))
     return [f"{fmean(shares):.0%}", f"{max(shares):.0%}"]
+
+
+def first_sites(scores: Scores, depth: float) -> Scores:
+    """The same scores with 0 behind the first part of the sites."""
+    kept = list(scores.widths)[: max(1, round(depth * len(scores.widths)))]
+    values = scores.values["safety"]
+    return Scores(values={"safety": {site: part if site in kept else part * 0 for site, part in values.items()}})
 
 
 def framed(prompts: list[Prompt], frames: tuple[str, ...]) -> list[str]:
@@ -152,13 +160,13 @@ def main() -> None:
         rows.append([what, " + ".join(pools), *fires])
     print_table(["train templates", "activations", *groups], rows)
     rows = []
-    counts = [len(index) for index in neurons.indices["safety"].values()]
-    for depth in DEPTHS:
-        sites = max(1, round(depth * len(counts)))
-        features = [of(part, POOLS[-1], upto=sum(counts[:sites])) for part in (train["also moved"], *read.values())]
-        fires = firing(fitted_on["also moved"], features[0], features[1:])
-        rows.append([f"{sites} of {len(counts)}", str(sum(counts[:sites])), *fires])
-    print_table(["sites read", "neurons", *groups], rows)
+    for depth, (what, given_scores) in product(DEPTHS, (("answers", scores), ("reading", reading))):
+        chosen = select(first_sites(given_scores, depth), {"safety": neurons.total})
+        own = Reader(model, tokenizer, chosen)
+        features = of(own.read([example.text for example in moved]), POOLS[-1])
+        fires = firing(moved, features, [of(own.read(texts), POOLS[-1]) for texts in groups.values()])
+        rows.append([f"{len(chosen.sites)} of {len(neurons.widths)}", what, str(chosen.total), *fires])
+    print_table(["sites read", "chosen for", "neurons", *groups], rows)
 
 
 if __name__ == "__main__":
