@@ -151,7 +151,7 @@ def test_by_default_only_requests_that_trigger_are_scaled(call, many_requests, t
     assert "## Trigger" in (output / "report.md").read_text()
     config = json.loads((output / "adapter_config.json").read_text())
     assert (config["modulation"], config["strength_on"], config["format_version"]) == ("dynamic", 1.5, 2)
-    assert config["provenance"]["trigger"]["budget"] == 0.06
+    assert config["provenance"]["trigger"]["budget"] == 0.08
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), output)
     assert set(model.get_trigger()) == set(model.get_neurons().sites)
     assert main(["inspect", str(output)]) == 0

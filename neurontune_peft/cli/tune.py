@@ -54,8 +54,8 @@ class Tune(ModelOptions):
     rounds: int = 1
     modulation: Literal["dynamic", "static"] = "dynamic"
     reading_share: float = 0.5
-    false_positive_budget: float = 0.06
-    full_strength_budget: float = 0.02
+    false_positive_budget: float = 0.08
+    full_strength_budget: float = 0.03
     nearly_flagged: float = 0.25
     strength_on: float = 1.5
     training: MetaConfig = field(default_factory=for_flagged_requests)

@@ -27,6 +27,7 @@ from neurontune_peft.tuner import NeuronTuneConfig
 
 CANDIDATES = 4096  # neurons that a regression is fitted on at first; bounds memory, whatever the model
 EXAMPLES = 4096  # texts that it is fitted on
+FRAMES_PER_REQUEST = 3  # more than a trigger is fitted on: readers shall be those that see through them
 FEWEST = 16  # neurons among which the last regression ranks
 L2, STEPS = 1e-2, 60
 SHARE = 0.5  # of the safety neurons; measured with benchmarks/choices.py
@@ -73,7 +74,7 @@ def reading_scores(
         ```
     """
     candidates = _candidates(model, tokenizer, prompts, seed=seed, chat_template=chat_template)
-    examples = examples_of(prompts, folds=FOLDS, seed=seed, most=examples_per_kind)
+    examples = examples_of(prompts, folds=FOLDS, seed=seed, most=examples_per_kind, frames=FRAMES_PER_REQUEST)
     examples = [example for example in examples if example.chooses_readers]
     if len(examples) > EXAMPLES:
         examples = random.Random(f"{seed}-reading").sample(examples, EXAMPLES)

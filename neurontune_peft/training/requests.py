@@ -13,7 +13,8 @@ from neurontune_peft.training.frames import FRAMES
 # Of the requests that may be drawn, one in so many stands in each template whose text was moved.
 MOVED_PART = 5
 FOLDS = 4
-FRAMES_PER_REQUEST = 3  # in turns, so that all frames are met and attacks outnumber them
+STRIDE = 17  # prime to the number of frames, so that few requests meet all kinds
+FRAMES_PER_REQUEST = 1  # in turns; with more, text behind a request looks harmless, and attacks there are missed
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class Example:
         return self.fold % 2 == 0
 
 
-def examples_of(prompts: PromptSet, *, folds: int, seed: int, most: int, move: bool = True) -> list[Example]:
+def examples_of(
+    prompts: PromptSet, *, folds: int, seed: int, most: int, move: bool = True, frames: int = FRAMES_PER_REQUEST
+) -> list[Example]:
     """
     Examples from the train split.
 
@@ -51,6 +54,7 @@ def examples_of(prompts: PromptSet, *, folds: int, seed: int, most: int, move: b
         seed (`int`): Decides which part.
         most (`int`): Most requests per kind.
         move (`bool`, *optional*, defaults to `True`): Add templates with their text moved.
+        frames (`int`, *optional*, defaults to `1`): Frames that each request stands in.
 
     Returns:
         `list[Example]`: Harmful requests plain, attacked by each family and framed; benign and borderline ones plain,
@@ -79,17 +83,17 @@ def examples_of(prompts: PromptSet, *, folds: int, seed: int, most: int, move: b
                     some = _drawn(pool, seed=f"{seed}-{template}", most=max(1, len(pool) // MOVED_PART))
                     texts = [template.replace(PLACEHOLDER, p.prompt) for p in some]
                     found += [Example(text, harmful, group, family, fold) for text in texts]
-        found += [*_framed(parts["harmful"], True, fold), *_framed(harmless, False, fold)]
+        found += _framed(parts["harmful"], True, fold, frames) + _framed(harmless, False, fold, frames)
     return found
 
 
-def _framed(requests: Sequence[Prompt], harmful: bool, fold: int) -> list[Example]:
+def _framed(requests: Sequence[Prompt], harmful: bool, fold: int, frames: int) -> list[Example]:
     """Each request in some of the frames."""
-    frames = [(kind, frame) for kind, texts in FRAMES.items() for frame in texts]
+    texts = [(kind, frame) for kind, own in FRAMES.items() for frame in own]
     found = []
     for place, prompt in enumerate(requests):
-        for turn in range(FRAMES_PER_REQUEST):
-            kind, frame = frames[(place + turn * len(frames) // FRAMES_PER_REQUEST) % len(frames)]
+        for turn in range(frames):
+            kind, frame = texts[(place * STRIDE + turn * len(texts) // frames) % len(texts)]
             text = frame.replace(PLACEHOLDER, prompt.prompt)
             found.append(Example(text, harmful, "framed", f"frame {kind}", fold))
     return found

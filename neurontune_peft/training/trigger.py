@@ -70,8 +70,8 @@ def fit_trigger(
     tokenizer: Any,
     prompts: PromptSet,
     *,
-    false_positive_budget: float = 0.06,
-    full_strength_budget: float = 0.02,
+    false_positive_budget: float = 0.08,
+    full_strength_budget: float = 0.03,
     lowest_auc: float = 0.6,
     folds: int = FOLDS,
     chosen_for_reading: bool = False,
@@ -95,9 +95,9 @@ def fit_trigger(
         model (`PeftModel`): A model with one active NeuronTune adapter.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         prompts ([`PromptSet`]): The prompt set; its test split is not touched.
-        false_positive_budget (`float`, *optional*, defaults to `0.06`):
+        false_positive_budget (`float`, *optional*, defaults to `0.08`):
             Largest share of benign, borderline, wrapped and framed requests, each kept back, that may trigger.
-        full_strength_budget (`float`, *optional*, defaults to `0.02`):
+        full_strength_budget (`float`, *optional*, defaults to `0.03`):
             Largest share of them that may get the whole strength; in between, strength rises with the score. As large
             as the other budget, it makes a step of the ramp.
         lowest_auc (`float`, *optional*, defaults to `0.6`): Below it the adapter is left, or made, static.
@@ -179,8 +179,8 @@ def fit_trigger(
 def check_fittable(
     prompts: PromptSet,
     *,
-    false_positive_budget: float = 0.06,
-    full_strength_budget: float = 0.02,
+    false_positive_budget: float = 0.08,
+    full_strength_budget: float = 0.03,
     folds: int = FOLDS,
     chosen_for_reading: bool = False,
     examples_per_kind: int = 300,
@@ -191,8 +191,8 @@ def check_fittable(
 
     Args:
         prompts ([`PromptSet`]): The prompt set.
-        false_positive_budget (`float`, *optional*, defaults to `0.06`): As in [`fit_trigger`], like the others.
-        full_strength_budget (`float`, *optional*, defaults to `0.02`): Likewise.
+        false_positive_budget (`float`, *optional*, defaults to `0.08`): As in [`fit_trigger`], like the others.
+        full_strength_budget (`float`, *optional*, defaults to `0.03`): Likewise.
         folds (`int`, *optional*, defaults to `4`): Parts of the train requests.
         chosen_for_reading (`bool`, *optional*, defaults to `False`): Likewise.
         examples_per_kind (`int`, *optional*, defaults to `300`): Most requests of each kind.
