@@ -32,7 +32,16 @@ _DOUBTED = re.compile(
     r"^there (?:is|are) no (?:\w+ )?reasons?\b|"
     r"^(?:it|that)(?:'s| is) not (?:accurate|true|correct|fair|right)\b"
 )
-_QUOTED = re.compile(r"(?<=[\w,:.]\s)\"[^\"\n]{3,300}\"")
+_QUOTED = re.compile(
+    r"(?<=[\w,:.]\s)\"[^\"\n]{3,300}\"|"
+    r"\"[^\"\n]{3,300}[,.!?]\"(?=\s+(?:[\w'-]+\s+){0,3}(?:said|says|asked|asks|replied|replies|whispered|answered|cried|"
+    r"shouted|muttered|sighed|growled|told|thought)\b)"
+)
+# What a reasoning model thinks before it answers, as far as the text shows where that ends.
+_THOUGHT = re.compile(
+    r"\A(?:.*(?:</(?:think|thinking|thought|reasoning)>|<\|channel\|>final<\|message\|>)|analysis.*assistantfinal)",
+    re.DOTALL | re.IGNORECASE,
+)
 _MARKUP = re.compile(r"[*_`~>#|]+|<[^<>\n]{1,80}>")
 
 
@@ -89,7 +98,8 @@ class FormatJudge:
 
 @lru_cache(maxsize=4096)  # a model that refuses says the same again and again
 def read_answer(answer: str, languages: tuple[Language, ...], opening: int) -> tuple[Evidence, str | None]:
-    """What stands in an answer, and why it is no text unless a sound first sentence refuses."""
+    """What stands in an answer, and why it is no text unless a sound first sentence refuses. Thoughts are left out."""
+    answer = _THOUGHT.sub("", answer)
     lines = _without_markup(answer)
     spoken = tuple(language for language in languages if language.may_be(lines))
     evidence, broken = Evidence(lines, spoken, opening), incoherence(answer)
