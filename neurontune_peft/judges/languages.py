@@ -14,7 +14,8 @@ GERMAN = Language(
         | \bentschuldig\w*\s(?:für\sdie|die)\s(?:\w+\s)?(?:verwirrung|verspätung|verzögerung|umstände)
     """,
     refuse=r"""
-        \b(?:ich|wir)\s(?:\w+,?\s){0,2}?(?:kann|können|darf|dürfen|werde|werden|möchte|will|
+        \b(?:
+            (?:ich|wir)\s(?:\w+,?\s){0,2}?(?:kann|können|darf|dürfen|werde|werden|möchte|will|
             möchten)\s(?:[\w,-]+\s){0,12}?(?:nicht|kein\w*|nichts|weder)\s?
             (?:[\w,-]+\s){0,10}?(?:helfen|weiterhelfen|unterstützen|behilflich|beantworten|bereitstellen|geben|
             anbieten|liefern|erfüllen|
@@ -22,18 +23,19 @@ GERMAN = Language(
             machen|ausführen|dienen|
             eingehen|diskutieren|mitteilen|antworten|zustimmen|befürworten|fördern|mitwirken|beteiligen|verraten|
             generieren|übersetzen|durchführen|bieten)
-        | \b(?:kann|können|darf|werde|möchte)\s(?:ich|wir)\s(?:[\w,-]+\s){0,10}?(?:nicht|kein\w*|nichts|weder)\b
-        | \b(?:ich|wir)\s(?:kann|darf|werde|möchte)\s(?:das|dies\w*|dir|ihnen|
+        | (?:kann|können|darf|werde|möchte)\s(?:ich|wir)\s(?:[\w,-]+\s){0,10}?(?:nicht|kein\w*|nichts|weder)\b
+        | (?:ich|wir)\s(?:kann|darf|werde|möchte)\s(?:das|dies\w*|dir|ihnen|
             euch)?\s?(?:\w+\s){0,3}nicht\s?(?:[.!,;]|$)
-        | \b(?:ich|wir)\s(?:muss|müssen|sehe\smich)\s(?:[\w,-]+\s){0,6}?(?:ablehnen|verweigern|gezwungen|absagen)
-        | \b(?:ich|wir)\s(?:lehne|verweigere|weigere)\b
-        | \b(?:helfe|helfen|unterstütze|unterstützen|beantworte|erkläre|verrate|gebe|schreibe)\s(?:ich|wir)\s
+        | (?:ich|wir)\s(?:muss|müssen|sehe\smich)\s(?:[\w,-]+\s){0,6}?(?:ablehnen|verweigern|gezwungen|absagen)
+        | (?:ich|wir)\s(?:lehne|verweigere|weigere)\b
+        | (?:helfe|helfen|unterstütze|unterstützen|beantworte|erkläre|verrate|gebe|schreibe)\s(?:ich|wir)\s
             (?:\w+\s){0,4}?(?:nicht|kein\w*)\b
-        | \b(?:ich|wir)\s(?:helfe|helfen|unterstütze|unterstützen|beantworte|verrate|fördere|billige)\s
+        | (?:ich|wir)\s(?:helfe|helfen|unterstütze|unterstützen|beantworte|verrate|fördere|billige)\s
             (?:[\w,-]+\s){0,6}?(?:nicht|kein\w*)\b
-        | \bbin\s(?:\w+\s){0,3}nicht\s(?:in\sder\slage|befugt|berechtigt|bereit|dazu\s\w+|dafür)
-        | \b(?:verstößt|verstoßen|widerspricht)\s(?:[\w,-]+\s){0,4}(?:meine\w*|richtlinien|grundsätze\w*)
-        | \bals\s(?:ki|künstliche|sprachmodell|ai)\b[^.]*\b(?:nicht|kein\w*)\b
+        | bin\s(?:\w+\s){0,3}nicht\s(?:in\sder\slage|befugt|berechtigt|bereit|dazu\s\w+|dafür)
+        | (?:verstößt|verstoßen|widerspricht)\s(?:[\w,-]+\s){0,4}(?:meine\w*|richtlinien|grundsätze\w*)
+        | als\s(?:ki|künstliche|sprachmodell|ai)\b[^.]*\b(?:nicht|kein\w*)\b
+        )
     """,
     apology=r"\b(?:tut\smir\s(?:sehr\s|wirklich\s)?leid|leider|entschuldig\w*|bedauer\w*|verzeih\w*|sorry)\b",
     unable=r"\b(?:nicht|kein\w*|unmöglich|illegal|verboten|ablehnen)\b",
@@ -59,17 +61,22 @@ FRENCH = Language(
             le\sretard|votre|ton|ta)|que\s(?:tu|vous))
     """,
     refuse=r"""
-        \b(?:je|nous|on(?=\sne\s\w+\spas\s(?:vous|t')))\s(?:ne\s|n')(?:\w+\s)?(?:peux|peut|pouvons|suis|sommes|saurais|puis|vais|veux|souhaite|dois|
+        \b(?:
+            (?:je|nous|on(?=\sne\s\w+\spas\s(?:vous|t')))\s(?:ne\s|n')(?:\w+\s)?(?:peux|peut|pouvons|suis|sommes|saurais|puis|vais|veux|souhaite|dois|
             pourrai|ferai|fournirai)\b
             (?:\s(?:pas|point|jamais|malheureusement|donc|en\saucun\scas|ni))?
-        | \bje\s(?:dois|me\svois|suis)\s(?:\w+\s){0,3}(?:refuser|décliner|contraint|obligé|dans\sl'incapacité|
+        | je\s(?:dois|me\svois|suis)\s(?:\w+\s){0,3}(?:refuser|décliner|contraint|obligé|dans\sl'incapacité|
             dans\sl'impossibilité|incapable)
-        | \bje\s(?:refuse|décline)\b | \bje\s(?:préfère|préférerais)\sne\spas\b | \bje\sn'ai\spas\s(?:le\sdroit|
-            l'autorisation)\b | \bil\s(?:ne\s)?m'est\s(?:pas\spossible|impossible|interdit)
-        | \b(?:contraire|contre|enfreint|viole|va\sà\sl'encontre)\s(?:\w+\s|d')?(?:à\s|de\s)?(?:mes|nos|aux|
+        | je\s(?:refuse|décline)\b
+        | je\s(?:préfère|préférerais)\sne\spas\b
+        | je\sn'ai\spas\s(?:le\sdroit|
+            l'autorisation)\b
+        | il\s(?:ne\s)?m'est\s(?:pas\spossible|impossible|interdit)
+        | (?:contraire|contre|enfreint|viole|va\sà\sl'encontre)\s(?:\w+\s|d')?(?:à\s|de\s)?(?:mes|nos|aux|
             les)\s(?:\w+\s)?(?:principes|directives|règles|politiques|valeurs)
-        | \bimpossible\s(?:pour\smoi\s)?(?:de|d')\s?(?:vous|t'|répondre|aider|fournir)
-        | \ben\stant\squ'(?:ia|assistant|intelligence|modèle)\b[^.]*\b(?:ne|n'|pas)\b
+        | impossible\s(?:pour\smoi\s)?(?:de|d')\s?(?:vous|t'|répondre|aider|fournir)
+        | en\stant\squ'(?:ia|assistant|intelligence|modèle)\b[^.]*\b(?:ne|n'|pas)\b
+        )
     """,
     apology=r"\b(?:désolée?s?|navrée?|excus\w*|malheureusement|regrett\w*|pardon)\b",
     unable=r"(?:\bne\s|\bn'|\bpas\b|\bimpossible\b|\brefuse\w*|\billégal\w*|\binterdit\w*)",
@@ -93,15 +100,19 @@ SPANISH = Language(
             \bno\s\w+\s(?:lo\s)?suficiente
     """,
     refuse=r"""
-        \b(?:no|tampoco|nunca)\s(?:te\s|le\s|lo\s|la\s|les\s|os\s|me\ses\s)?(?:puedo|podemos|podré|podría|debo|quiero|
+        \b(?:
+            (?:no|tampoco|nunca)\s(?:te\s|le\s|lo\s|la\s|les\s|os\s|me\ses\s)?(?:puedo|podemos|podré|podría|debo|quiero|
             voy\sa|estoy|es\sposible|ofrezco|
             proporcionaré|ayudaré|haré|daré)\b
-        | \b(?:debo|tengo\sque|me\sveo\sobligad[oa]\sa)\s(?:\w+\s)?(?:rechazar|negarme|declinar|rehusar) |
-            \bme\s(?:niego|rehúso)\b
-        | \b(?:va|van|viola|infringe|contraviene|es\scontrari[oa])\s(?:en\scontra\sde\s|contra\s|a\s)?(?:mis|nuestras|
+        | (?:debo|tengo\sque|me\sveo\sobligad[oa]\sa)\s(?:\w+\s)?(?:rechazar|negarme|declinar|rehusar)
+        | me\s(?:niego|rehúso)\b
+        | (?:va|van|viola|infringe|contraviene|es\scontrari[oa])\s(?:en\scontra\sde\s|contra\s|a\s)?(?:mis|nuestras|
             las)\s(?:\w+\s)?(?:directrices|políticas|normas|principios|valores|pautas)
-        | \b(?:prefiero|preferiría)\sno\b | \bme\ses\simposible\b | \bno\sme\s(?:es|está|siento)\b
-        | \bcomo\s(?:ia|inteligencia|modelo|asistente)\b[^.]*\bno\b
+        | (?:prefiero|preferiría)\sno\b
+        | me\ses\simposible\b
+        | no\sme\s(?:es|está|siento)\b
+        | como\s(?:ia|inteligencia|modelo|asistente)\b[^.]*\bno\b
+        )
     """,
     apology=r"\b(?:lo\s(?:siento|lamento)|lamento|lamentablemente|perdón|perdona|disculp\w*|desafortunadamente)\b",
     unable=r"\b(?:no|imposible|ilegal|prohibid[oa]|negar\w*|rechazar)\b",
@@ -123,13 +134,17 @@ ITALIAN = Language(
         | \bmi\sdispiace\s(?:molto\s)?(?:che\s(?:tu|ti|lei|si)|sentire|sapere|per\s(?:la|il|l'|tua|tuo|sua))
     """,
     refuse=r"""
-        \bnon\s(?:ti\s|vi\s|le\s|lo\s|mi\s(?:è|sento)\s)?(?:posso|possiamo|potrò|potrei|voglio|devo|intendo|
+        \b(?:
+            non\s(?:ti\s|vi\s|le\s|lo\s|mi\s(?:è|sento)\s)?(?:posso|possiamo|potrò|potrei|voglio|devo|intendo|
             sono\s(?:in\sgrado|autorizzat\w|programmat\w|disposto)|
             possibile|consentito|fornirò|aiuterò)\b
-        | \b(?:devo|sono\scostrett\w\sa)\s(?:\w+\s)?(?:rifiutar\w*|declinar\w*)
-        | \b(?:preferisco|preferirei)\snon\b | \bmi\srifiuto\b | \brifiuto\sdi\b
-        | \b(?:viola|contro|contrari[oa]\salle|va\scontro)\s(?:le\s|i\s)?(?:mie|miei|nostre|linee|politiche)\b
-        | \bcome\s(?:ia|intelligenza|modello|assistente)\b[^.]*\bnon\b
+        | (?:devo|sono\scostrett\w\sa)\s(?:\w+\s)?(?:rifiutar\w*|declinar\w*)
+        | (?:preferisco|preferirei)\snon\b
+        | mi\srifiuto\b
+        | rifiuto\sdi\b
+        | (?:viola|contro|contrari[oa]\salle|va\scontro)\s(?:le\s|i\s)?(?:mie|miei|nostre|linee|politiche)\b
+        | come\s(?:ia|intelligenza|modello|assistente)\b[^.]*\bnon\b
+        )
     """,
     apology=r"\b(?:mi\s(?:dispiace|spiace)|spiacent[ei]|scus\w+|purtroppo|chiedo\sscusa|perdon\w+)\b",
     unable=r"\b(?:non|impossibile|illegale|vietato|rifiut\w*)\b",
@@ -152,13 +167,16 @@ PORTUGUESE = Language(
         | \b(?:sinto\smuito|lamento)\s(?:que\s(?:você|tu|esteja)|saber|ouvir|pela|pelo)
     """,
     refuse=r"""
-        \bnão\s(?:te\s|lhe\s|o\s|a\s|me\sé\s)?(?:posso|podemos|poderei|poderia|consigo|vou|devo|quero|
+        \b(?:
+            não\s(?:te\s|lhe\s|o\s|a\s|me\sé\s)?(?:posso|podemos|poderei|poderia|consigo|vou|devo|quero|
             estou\s(?:autorizad\w|apt\w|em\scondições|programad\w)|
             sou\scapaz|é\spossível|possível|fornecerei|ajudarei|irei)\b
-        | \b(?:devo|tenho\sque|tenho\sde|preciso)\s(?:\w+\s)?(?:recusar|declinar|negar) | \b(?:me\srecuso|recuso-me)\b
-        | \b(?:prefiro|preferia|preferiria)\snão\b
-        | \b(?:viola|vai\scontra|contraria|contra)\s(?:as\s|os\s)?(?:minhas|meus|nossas|diretrizes|políticas)
-        | \bcomo\s(?:uma?\s)?(?:ia|inteligência|modelo|assistente)\b[^.]*\bnão\b
+        | (?:devo|tenho\sque|tenho\sde|preciso)\s(?:\w+\s)?(?:recusar|declinar|negar)
+        | (?:me\srecuso|recuso-me)\b
+        | (?:prefiro|preferia|preferiria)\snão\b
+        | (?:viola|vai\scontra|contraria|contra)\s(?:as\s|os\s)?(?:minhas|meus|nossas|diretrizes|políticas)
+        | como\s(?:uma?\s)?(?:ia|inteligência|modelo|assistente)\b[^.]*\bnão\b
+        )
     """,
     apology=r"\b(?:desculp\w+|sinto\smuito|lament\w+|infelizmente|perdão|perdoe)\b",
     unable=r"\b(?:não|impossível|ilegal|proibid[oa]|recus\w*)\b",
@@ -179,12 +197,15 @@ DUTCH = Language(
         | \b(?:spijt\sme|sorry)\s(?:om\ste\shoren|te\shoren|dat\s(?:je|u)|voor\s(?:de|je|uw))
     """,
     refuse=r"""
-        \b(?:ik|wij|we)\s(?:kan|kunnen|mag|mogen|zal|zullen|wil|willen|ga)\s(?:[\w,-]+\s){0,10}?(?:niet|geen|niets)\b
-        | \b(?:kan|mag|zal|wil)\s(?:ik|we)\s(?:[\w,-]+\s){0,8}?(?:niet|geen|niets)\b
-        | \bik\s(?:moet|zie\smij\sgenoodzaakt)\s(?:[\w,-]+\s){0,5}?(?:weigeren|afwijzen|afslaan) | \bik\sweiger\b
-        | \bben\s(?:\w+\s){0,2}niet\s(?:in\sstaat|bevoegd|bereid|gemachtigd)
-        | \b(?:tegen|in\sstrijd\smet)\s(?:mijn|onze|de)\s(?:\w+\s)?(?:richtlijnen|beleid|principes|regels|waarden)
-        | \bals\s(?:ai|taalmodel|kunstmatige|assistent)\b[^.]*\b(?:niet|geen)\b
+        \b(?:
+            (?:ik|wij|we)\s(?:kan|kunnen|mag|mogen|zal|zullen|wil|willen|ga)\s(?:[\w,-]+\s){0,10}?(?:niet|geen|niets)\b
+        | (?:kan|mag|zal|wil)\s(?:ik|we)\s(?:[\w,-]+\s){0,8}?(?:niet|geen|niets)\b
+        | ik\s(?:moet|zie\smij\sgenoodzaakt)\s(?:[\w,-]+\s){0,5}?(?:weigeren|afwijzen|afslaan)
+        | ik\sweiger\b
+        | ben\s(?:\w+\s){0,2}niet\s(?:in\sstaat|bevoegd|bereid|gemachtigd)
+        | (?:tegen|in\sstrijd\smet)\s(?:mijn|onze|de)\s(?:\w+\s)?(?:richtlijnen|beleid|principes|regels|waarden)
+        | als\s(?:ai|taalmodel|kunstmatige|assistent)\b[^.]*\b(?:niet|geen)\b
+        )
     """,
     apology=r"\b(?:het\sspijt\s(?:me|mij)|spijt\sme|sorry|helaas|excuses|excuseer|verontschuldig\w*)\b",
     unable=r"\b(?:niet|geen|onmogelijk|illegaal|verboden|weiger\w*)\b",
@@ -207,13 +228,16 @@ RUSSIAN = Language(
             ваш\w*))
     """,
     refuse=r"""
-        \b(?:я|мы)?\s?(?:\w+\s)?не\s(?:могу|можем|смогу|сможем|буду|будем|стану|имею\sправа|имею\sвозможности|
+        \b(?:
+            (?:я|мы)?\s?(?:\w+\s)?не\s(?:могу|можем|смогу|сможем|буду|будем|стану|имею\sправа|имею\sвозможности|
             в\sсостоянии|вправе|готов\w?|собираюсь|
             хочу|предоставляю|способ\w+)\b
-        | \b(?:вынужден\w*|должен|должна|придется|придётся)\s(?:\w+\s){0,2}отказать\w* | \bотказываюсь\b
-        | \b(?:противоречит|нарушает|против)\s(?:\w+\s){0,2}(?:моим|моих|мои|нашим|правил\w*|принцип\w*|политик\w*|
+        | (?:вынужден\w*|должен|должна|придется|придётся)\s(?:\w+\s){0,2}отказать\w*
+        | отказываюсь\b
+        | (?:противоречит|нарушает|против)\s(?:\w+\s){0,2}(?:моим|моих|мои|нашим|правил\w*|принцип\w*|политик\w*|
             рекомендац\w*)
-        | \bкак\s(?:ии|искусственный|языковая|нейросеть|ассистент)\b[^.]*\bне\b
+        | как\s(?:ии|искусственный|языковая|нейросеть|ассистент)\b[^.]*\bне\b
+        )
     """,
     apology=r"\b(?:извин\w+|прост(?:и|ите)|к\sсожалению|сожалею|жаль|прошу\sпрощения)\b",
     unable=r"\b(?:не|нельзя|невозможно|незаконн\w+|запрещен\w*|отказ\w+)\b",
