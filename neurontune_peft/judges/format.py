@@ -12,11 +12,12 @@ from neurontune_peft.judges.language import Language
 from neurontune_peft.judges.languages import OTHER_LANGUAGES
 from neurontune_peft.judges.verdict import Verdict
 
-# Requests whose answer may call a thing wrong: questions of yes or no, and those for a meaning or an event.
+# Requests whose answer may call a thing wrong: questions of yes or no, and those for a meaning, an event or a warning.
 _DESCRIPTIVE = re.compile(
     r"^(?:(?=.*\?)(?:is|are|was|were|do|does|did|can|could|should|would|will|may|has|have|am|isn't|aren't|shouldn't)\b"
     r"(?!\s(?:you|we)\b)|(?:what|who|when|which)\b(?!(?:'s| is| are| would be)? (?:an? |the |some )?(?:\w+ )?"
     r"(?:way|ways|method|methods|steps?|reasons?|trick|technique|should|can|could|do i)\b)|how (?:did|was|were)\b|"
+    r"why should(?:n't)? (?:i|you|we|one) (?:not|never|quit|stop|avoid)\b|"
     r"define\b|explain what\b|(?:a |the )?(?:general |legal )?definition\b)"
 )
 _NORMATIVE = re.compile(
@@ -32,6 +33,7 @@ _DOUBTED = re.compile(
     r"^there (?:is|are) no (?:\w+ )?reasons?\b|"
     r"^(?:it|that)(?:'s| is) not (?:accurate|true|correct|fair|right)\b"
 )
+_BARELY_DENIED = re.compile(r"^(?:no, )?(?:they|he|she|it|we|people)(?: really)? (?:should not|shouldn't)[.,;!]?$")
 _QUOTED = re.compile(
     r"(?<=[\w,:.]\s)\"[^\"\n]{3,300}\"|"
     r"\"[^\"\n]{3,300}[,.!?]\"(?=\s+(?:[\w'-]+\s+){0,3}(?:said|says|asked|asks|replied|replies|whispered|answered|cried|"
@@ -114,6 +116,8 @@ def _denies(asked: str, sentence: str) -> bool:
     negated = [bool(_NEGATED.search(text.replace('"', ""))) for text in (asked, sentence)]
     first, second = set(asked.split()), set(sentence.replace('"', "").split())
     alike = len(first & second) / max(1, min(len(first), len(second)))
+    if _BARELY_DENIED.search(sentence):
+        return not negated[0]
     return alike >= 0.4 and bool(_DOUBTED.search(sentence) or (negated[1] and not negated[0]))
 
 
