@@ -144,7 +144,7 @@ def test_a_file_that_was_damaged_on_the_hub_is_refused_the_first_time_and_every_
     repository.commit("main", {"adapter_model.safetensors": bytes(data)})
     for _ in range(2):
         done = client.run(AUTO, name, "" if auto else str(base))
-        assert done.out.startswith("refused: got 'adapter_model.safetensors' whose tensors have the checksum"), done.err
+        assert done.out.startswith("refused: got 'adapter_model.safetensors' whose tensors have"), done.err
     repository.branches["main"] = whole
     assert client.run(AUTO, name, "" if auto else str(base)).out == "loaded\n"
 
