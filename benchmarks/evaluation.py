@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from neurontune_peft import PromptSet, evaluate
 from neurontune_peft.evaluation import Generation
 from neurontune_peft.evaluation.generation.engine import Engine
+from neurontune_peft.judges.coherence import repetition
 from neurontune_peft.judges.format import read_answer
 from neurontune_peft.prompts.answers import fitting_ids, generation_options
 from neurontune_peft.prompts.batches import pad_rows
@@ -121,7 +122,8 @@ def main() -> None:
         prompts = PromptSet(tuple(keep), prompts.attacks, prompts.phrases)
     how = Generation(max_new_tokens=8 if given.quick else 32, cache=folder)
     first, one = timed(lambda: evaluate(model, tokenizer, prompts, generation=how))
-    read_answer.cache_clear()  # a repetition is another process, which has read no answer yet
+    for known in (read_answer, repetition):  # a repetition is another process, which has read no answer yet
+        known.cache_clear()
     again, two = timed(lambda: evaluate(model, tokenizer, prompts, generation=how))
     shutil.rmtree(folder)
     cells = [f"{first:.1f}", f"{again:.2f}", f"{first / again:.0f}", "yes" if one == two else "NO"]

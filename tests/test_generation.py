@@ -23,6 +23,7 @@ from neurontune_peft.evaluation.generation.cache import Kept
 from neurontune_peft.evaluation.generation.engine import Engine
 from neurontune_peft.evaluation.generation.identity import identity
 from neurontune_peft.evaluation.generation.sampling import Drawing, Draws
+from neurontune_peft.evaluation.measure import questions_of
 from neurontune_peft.judges import Verdict
 from neurontune_peft.prompts import Attack, PromptSet, generate_answers
 
@@ -288,6 +289,23 @@ def test_a_repeated_run_answers_without_the_model(tmp_path: Path, monkeypatch: p
         measured(model, tmp_path, max_new_tokens=6)
     with pytest.raises(ZeroDivisionError):
         measured(model, tmp_path, temperature=1.0, n_samples=1)
+
+
+def test_requests_are_tokenised_once_however_often_they_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, prompts, seen = tiny_tokenizer(), tiny_prompt_set(), []
+    encode = type(tokenizer)._encode_plus
+
+    def counted(self: object, text: list[str], **options: object) -> object:
+        seen.extend(text)
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(type(tokenizer), "_encode_plus", counted)
+    how = Generation(max_new_tokens=2, temperature=1.0, n_samples=2)
+    evaluate(tiny_llama(), tokenizer, prompts, judge=odd_judge, generation=how)
+    in_a_template = [f"<bos><user>{question.text}<eos><assistant>" for question in questions_of(prompts)]
+    counts = {text: seen.count(text) for text in in_a_template}
+    again = {f"<bos><user>{p.prompt}<eos><assistant>" for p in prompts.prompts if p.response}  # for the perplexity
+    assert counts == {text: 2 if text in again else 1 for text in in_a_template}
 
 
 def changes() -> dict[str, object]:

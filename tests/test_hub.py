@@ -112,6 +112,43 @@ def test_the_token_goes_to_the_hub_alone_and_into_no_file_or_message(hub, client
     assert b"hf_right" not in b"".join(hub.repositories["alice/two"].files().values())
 
 
+AUTO = """
+import neurontune_peft
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM
+name, base = args
+try:
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), name) if base else (
+        AutoPeftModelForCausalLM.from_pretrained(name)
+    )
+except ValueError as error:
+    print("refused:", error)
+else:
+    print("loaded")
+"""
+
+
+@pytest.mark.parametrize("auto", [True, False], ids=["AutoPeftModel", "PeftModel"])
+def test_a_file_that_was_damaged_on_the_hub_is_refused_the_first_time_and_every_time(hub, client, adapter, base, auto):
+    name = f"alice/damaged-{auto}"
+    push(client, adapter, name)
+    repository = hub.repositories[name]
+    config = json.loads(repository.files()["adapter_config.json"]) | {"base_model_name_or_path": str(base)}
+    repository.commit("main", {"adapter_config.json": json.dumps(config).encode()})
+    data = bytearray(repository.files()["adapter_model.safetensors"])
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    place = next(values["data_offsets"][0] for key, values in header.items() if key.endswith(".neurontune_delta"))
+    data[start + place] ^= 1  # the last bit of a scale, which no other check can tell from a scale that was learnt
+    whole = repository.branches["main"]
+    repository.commit("main", {"adapter_model.safetensors": bytes(data)})
+    for _ in range(2):
+        done = client.run(AUTO, name, "" if auto else str(base))
+        assert done.out.startswith("refused: got 'adapter_model.safetensors' whose tensors have"), done.err
+    repository.branches["main"] = whole
+    assert client.run(AUTO, name, "" if auto else str(base)).out == "loaded\n"
+
+
 def test_what_was_downloaded_is_used_without_a_connection(hub, client, adapter, home, base, tmp_path):
     push(client, adapter, "alice/cached")
     online = logits(client, "alice/cached", base, tmp_path / "online.pt")

@@ -1,13 +1,16 @@
 """Chat templates and batches."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import tiny_tokenizer
+from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
 from neurontune_peft.prompts import encode, format_prompt
+from neurontune_peft.prompts.batches import prompt_ids, token_ids
 
 PROMPTS = ["Hi.", "A longer prompt", "Mid one"]
 RESPONSES = ["Yes, it is.", "No", ""]
@@ -109,6 +112,37 @@ def test_rows_that_fit_give_no_warning() -> None:
 
 def test_an_empty_list_gives_an_empty_batch() -> None:
     assert len(encode(tiny_tokenizer(), [])) == 0
+    assert encode(tiny_tokenizer(), [], []).input_ids.shape == (0, 0)
+
+
+def slow_tokenizer() -> PreTrainedTokenizerBase:
+    """Bytes again, in Python, with a template that holds special tokens of its own."""
+    tokenizer = ByT5Tokenizer()
+    assert not tokenizer.is_fast
+    tokenizer.chat_template = "{% for m in messages %}{{ '<pad>' + m['content'] + '</s>' }}{% endfor %}"
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [tiny_tokenizer, slow_tokenizer], ids=["fast", "slow"])
+def test_texts_have_the_same_tokens_together_and_one_by_one(make: Callable[[], PreTrainedTokenizerBase]) -> None:
+    tokenizer = make()
+    special = tokenizer.all_special_tokens[:3]
+    texts = ["", "Hi.", " ", "\n", "naïve 語 \U0001f600", *special, f"a{special[0]} b", "x" * 700, "Hi."]
+    one_by_one = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert token_ids(tokenizer, texts) == one_by_one
+    assert token_ids(tokenizer, tuple(texts)) == one_by_one
+    shown = [format_prompt(tokenizer, text) for text in texts]
+    expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in shown]
+    assert prompt_ids(tokenizer, texts) == expected
+    assert token_ids(tokenizer, []) == prompt_ids(tokenizer, []) == []
+
+
+def test_settings_that_a_tokenizer_brings_neither_cut_nor_pad_prompts() -> None:
+    tokenizer = tiny_tokenizer()
+    expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in PROMPTS]
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    tokenizer.backend_tokenizer.enable_padding(length=30)
+    assert token_ids(tokenizer, PROMPTS) == expected
 
 
 @pytest.mark.parametrize(

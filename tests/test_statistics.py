@@ -63,6 +63,17 @@ def test_a_ratio_is_one_of_totals_and_not_a_mean_of_ratios() -> None:
     assert bootstrap_mean([2.0]) == Interval(2.0, 2.0, 2.0)
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 80, 160])
+def test_a_mean_is_to_the_last_bit_the_ratio_to_as_many_ones(count: int) -> None:
+    values = [math.sin(i) / 3 for i in range(count)]
+    for seed in (0, 1):
+        assert bootstrap_mean(values, seed=seed) == bootstrap_ratio(values, [1.0] * count, seed=seed)
+    if count > 2:
+        assert bootstrap_mean(values, seed=0) != bootstrap_mean(values, seed=1)
+        assert bootstrap_mean(values, resamples=10) != bootstrap_mean(values, resamples=1000)
+    assert bootstrap_mean([]) is None
+
+
 def test_an_interval_is_repeatable_and_round_trips() -> None:
     values = [math.sin(i) for i in range(30)]
     assert bootstrap_mean(values) == bootstrap_mean(values)

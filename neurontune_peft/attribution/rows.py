@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from neurontune_peft.attribution.pairs import pair
 from neurontune_peft.attribution.tasks import Example, Task
 from neurontune_peft.objectives import RefusalMargin
-from neurontune_peft.prompts.batches import Batch, pad_rows, padding_id, prompt_ids, shorten
+from neurontune_peft.prompts.batches import Batch, pad_rows, padding_id, prompt_ids, shorten, token_ids
 
 Ids = list[list[int]]
 
@@ -73,7 +73,7 @@ def tokenize(
         ValueError: When the context leaves no room for a prompt.
     """
     heads = prompt_ids(tokenizer, [example.text for example in task.examples], chat_template=chat_template)
-    tails = [_response_ids(tokenizer, example.response) for example in task.examples]
+    tails = _response_ids(tokenizer, [example.response for example in task.examples])
     plain = None
     if pairs:
         texts = [example.plain or example.text for example in task.examples]
@@ -108,11 +108,11 @@ def warn_of_shortened(rows: Sequence[Rows], context: int | None) -> None:
         )
 
 
-def _response_ids(tokenizer: Any, response: str | None) -> list[int]:
-    if response is None:
-        return []
+def _response_ids(tokenizer: Any, responses: Sequence[str | None]) -> Ids:
+    """Token ids of answers with their end; none where there is no answer."""
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    return [*tokenizer(response, add_special_tokens=False)["input_ids"], *end]
+    known = iter(token_ids(tokenizer, [response for response in responses if response is not None]))
+    return [[] if response is None else [*next(known), *end] for response in responses]
 
 
 def _fit(heads: Ids, tails: Ids, context: int) -> tuple[Ids, Ids]:

@@ -12,10 +12,9 @@ from transformers.utils import logging
 
 from neurontune_peft.prompts import Phrases
 from neurontune_peft.prompts.answers import evaluating, fitting_ids, generation_options
-from neurontune_peft.prompts.batches import pad_rows
+from neurontune_peft.prompts.batches import pad_rows, token_ids
 
 
-@torch.no_grad()
 def first_token_probabilities(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -47,21 +46,47 @@ def first_token_probabilities(
         `list[tuple[float, float]]`: The two probabilities for each request; empty when no first token is peculiar to
             refusals or to compliances.
     """
+    rows = fitting_ids(model, tokenizer, prompts, max_new_tokens, chat_template=chat_template)
+    return first_token_probabilities_of_rows(model, tokenizer, rows, phrases, batch_size=batch_size)
+
+
+@torch.no_grad()
+def first_token_probabilities_of_rows(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[list[int]],
+    phrases: Phrases,
+    *,
+    batch_size: int = 32,
+) -> list[tuple[float, float]]:
+    """
+    [`first_token_probabilities`] of requests that are tokenised already.
+
+    Args:
+        model (`nn.Module`): As in [`first_token_probabilities`], like all other arguments.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        rows (`Sequence[list[int]]`): Token ids of the requests, as `fitting_ids` returns them.
+        phrases ([`Phrases`]): Openings of refusals and compliances.
+        batch_size (`int`, *optional*, defaults to `32`): Rows at once.
+
+    Returns:
+        `list[tuple[float, float]]`: The two probabilities for each request.
+    """
     refusal, compliance = (_first_tokens(tokenizer, texts) for texts in (phrases.refusal, phrases.compliance))
     shared = refusal & compliance
     refusal, compliance = refusal - shared, compliance - shared
-    if not refusal or not compliance or not prompts:
+    if not refusal or not compliance or not rows:
         return []
-    ids = fitting_ids(model, tokenizer, prompts, max_new_tokens, chat_template=chat_template)
     options = generation_options(model, tokenizer)
-    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
-    found = [(0.0, 0.0)] * len(ids)
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
+    found = [(0.0, 0.0)] * len(rows)
     device = next(model.parameters()).device
-    with evaluating(model), logging.tqdm(total=len(ids), desc="first tokens", delay=2) as progress:
+    with evaluating(model), logging.tqdm(total=len(rows), desc="first tokens", delay=2) as progress:
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
-            rows = [ids[i] for i in part]
-            batch = pad_rows(rows, [[] for _ in rows], pad_id=options["pad_token_id"], padding_side="left").to(device)
+            batch = pad_rows(
+                [rows[i] for i in part], [[] for _ in part], pad_id=options["pad_token_id"], padding_side="left"
+            ).to(device)
             made = model.generate(  # type: ignore[operator]
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
@@ -80,5 +105,4 @@ def first_token_probabilities(
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> set[int]:
-    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    return {int(row[0]) for row in rows if row}
+    return {int(row[0]) for row in token_ids(tokenizer, texts) if row}

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from neurontune_peft.evaluation.first_token import first_token_probabilities
-from neurontune_peft.evaluation.generation import Generation, Kept, answer_all
+from neurontune_peft.evaluation.first_token import first_token_probabilities_of_rows
+from neurontune_peft.evaluation.generation import Generation, Kept, answer_rows
 from neurontune_peft.evaluation.generation.answers import kept_for
 from neurontune_peft.evaluation.generation.cache import digest
 from neurontune_peft.evaluation.generation.identity import identity
@@ -23,7 +23,7 @@ from neurontune_peft.evaluation.sampled import Sampled
 from neurontune_peft.evaluation.statistics import Interval
 from neurontune_peft.judges import Judge, format_judge
 from neurontune_peft.prompts import Phrases, Prompt, PromptSet, encode
-from neurontune_peft.prompts.batches import prompt_ids
+from neurontune_peft.prompts.answers import fitting_ids
 from neurontune_peft.prompts.chat import read_template
 
 logger = logging.get_logger(__name__)
@@ -75,15 +75,17 @@ def evaluate(
     questions = questions_of(prompts)
     how = generation or Generation(max_new_tokens=max_new_tokens, batch_size=batch_size)
     kept = kept_for(model, how.cache)
-    options: dict[str, Any] = {"kept": kept, "chat_template": chat_template}
     texts = [question.text for question in questions]
-    answers = answer_all(model, tokenizer, texts, how, desc="test prompts", **options)
+    rows = fitting_ids(model, tokenizer, texts, how.max_new_tokens, chat_template=chat_template)
+    answers = answer_rows(model, tokenizer, rows, how, kept=kept, desc="test prompts")
     examples = judge_all(questions, answers, named)
     pairs = [(p.prompt, p.response) for p in tests if p.kind == "benign" and p.response]
     # Half the batch size: logits of all response tokens are wider than a cache of keys and values.
-    half: dict[str, Any] = {"batch_size": max(1, how.batch_size // 2), "chat_template": chat_template}
-    perplexity, kl = _kept_likelihood(kept, model, tokenizer, pairs, base=base, **half)
-    first_tokens = _kept_first_tokens(kept, model, tokenizer, texts, prompts.phrases, how.max_new_tokens, **half)
+    half = max(1, how.batch_size // 2)
+    perplexity, kl = _kept_likelihood(
+        kept, model, tokenizer, pairs, base=base, batch_size=half, chat_template=chat_template
+    )
+    first_tokens = _kept_first_tokens(kept, model, tokenizer, rows, prompts.phrases, how.max_new_tokens, half)
     return report_of(
         examples,
         named,
@@ -93,7 +95,7 @@ def evaluate(
         perplexity=perplexity,
         kl=kl,
         first_tokens=first_tokens,
-        sampled=_drawn(model, tokenizer, questions, how, named, options) if how.n_samples else None,
+        sampled=_drawn(model, tokenizer, questions, rows, how, named, kept) if how.n_samples else None,
     )
 
 
@@ -124,17 +126,15 @@ def _kept_first_tokens(
     kept: Kept,
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    rows: Sequence[list[int]],
     phrases: Phrases,
     max_new_tokens: int,
-    **options: Any,
+    batch_size: int,
 ) -> list[tuple[float, float]]:
-    """[`first_token_probabilities`], unless they are known."""
-    ids = prompt_ids(tokenizer, texts, chat_template=options["chat_template"]) if kept.setting else []
-    key = digest(["first tokens", ids, phrases.refusal, phrases.compliance, max_new_tokens])
-    if not kept.setting or key not in kept.values:
-        found = first_token_probabilities(model, tokenizer, texts, phrases, max_new_tokens=max_new_tokens, **options)
-        kept.add({key: found})
+    """[`first_token_probabilities_of_rows`], unless they are known."""
+    key = digest(["first tokens", rows, phrases.refusal, phrases.compliance, max_new_tokens])
+    if key not in kept.values:
+        kept.add({key: first_token_probabilities_of_rows(model, tokenizer, rows, phrases, batch_size=batch_size)})
     return [(refused, complied) for refused, complied in kept.values[key]]
 
 
@@ -142,18 +142,19 @@ def _drawn(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence["_Question"],
+    rows: Sequence[list[int]],
     generation: Generation,
     judges: Mapping[str, Judge],
-    options: dict[str, Any],
+    kept: Kept,
 ) -> Sampled:
     """Harmful requests answered several times, plain and inside test templates."""
-    asked = [question for question in questions if question.group in ("plain", "attack")]
-    texts = [question.text for question in asked]
+    places = [place for place, question in enumerate(questions) if question.group in ("plain", "attack")]
+    asked, chosen = [questions[place] for place in places], [rows[place] for place in places]
     labels: list[list[str | None]] = []
     first = dict([next(iter(judges.items()))])
     for sample in range(generation.n_samples):
         title = f"drawn answers, {sample + 1} of {generation.n_samples}"
-        drawn = answer_all(model, tokenizer, texts, generation, sample=sample, desc=title, **options)
+        drawn = answer_rows(model, tokenizer, chosen, generation, sample=sample, kept=kept, desc=title)
         labels.append([example.label for example in judge_all(asked, drawn, first)])
     groups = [question.key if question.group == "attack" else None for question in asked]
     return Sampled.of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -94,7 +95,11 @@ def bootstrap_mean(values: Sequence[float], *, resamples: int = RESAMPLES, seed:
     Returns:
         [`Interval`], *optional*: `None` without values.
     """
-    return bootstrap_ratio(values, [1.0] * len(values), resamples=resamples, seed=seed)
+    data = torch.tensor(values, dtype=torch.double)  # (N,)
+    if not len(data):
+        return None
+    means = data[_draws(len(data), resamples, seed)].sum(dim=1) / len(data)  # (R,)
+    return _around(float(data.sum() / len(data)), means)
 
 
 def bootstrap_ratio(
@@ -117,10 +122,15 @@ def bootstrap_ratio(
         return None
     drawn = _draws(len(above), resamples, seed)  # (R, N)
     ratios = above[drawn].sum(dim=1) / below[drawn].sum(dim=1).clamp_min(1e-12)  # (R,)
-    value = float(above.sum() / below.sum())
-    low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
+    return _around(float(above.sum() / below.sum()), ratios)
+
+
+def _around(value: float, resampled: Tensor) -> Interval:
+    """A figure between the percentiles of what it is on resampled prompts, `(R,)`."""
+    low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
     return Interval(value, min(low, value), max(high, value))
 
 
+@lru_cache(maxsize=1)  # one part of a report after the other has as many prompts
 def _draws(count: int, resamples: int, seed: int) -> Tensor:
     return torch.randint(count, (resamples, count), generator=torch.Generator().manual_seed(seed))

@@ -3,6 +3,7 @@
 import operator
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import pairwise
 
 _WORD = re.compile(r"[^\W_]+")
@@ -37,6 +38,7 @@ def incoherence(text: str) -> str | None:
     return None
 
 
+@lru_cache(maxsize=4096)  # judges and tables ask about the same answers
 def repetition(text: str) -> float:
     """
     Share of a text that is repeated at once: 0 for ordinary text, near 1 for a loop.

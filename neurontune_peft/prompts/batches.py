@@ -92,7 +92,7 @@ def encode(
     tails: list[list[int]] = [[] for _ in heads]
     if responses is not None:
         end = [tokenizer.eos_token_id] if add_eos and tokenizer.eos_token_id is not None else []
-        tails = [tokenizer(text, add_special_tokens=False)["input_ids"] + end for text in responses]
+        tails = [ids + end for ids in token_ids(tokenizer, responses)]
     if max_length is not None:
         heads, tails = shorten(heads, tails, max_length=max_length)
     return pad_rows(heads, tails, pad_id=padding_id(tokenizer), padding_side=padding_side)
@@ -116,7 +116,25 @@ def prompt_ids(
         `list[list[int]]`: Token ids of each request.
     """
     formatted = prompt_formatter(tokenizer, chat_template=chat_template)
-    return [tokenizer(formatted(text), add_special_tokens=False)["input_ids"] for text in prompts]
+    return token_ids(tokenizer, [formatted(text) for text in prompts])
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """
+    Token ids of texts as they stand: no special tokens are added, those in a text are kept. All texts are tokenised in
+    one call, which several threads share.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer, fast or slow.
+        texts (`Sequence[str]`): Any texts; an empty list gives an empty list.
+
+    Returns:
+        `list[list[int]]`: Token ids of each text.
+    """
+    if not texts:  # fast tokenizers refuse an empty batch
+        return []
+    found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return found
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

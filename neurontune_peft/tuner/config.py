@@ -10,17 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import try_to_load_from_cache
 from peft.config import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, PeftType
-from safetensors import SafetensorError, safe_open
 
 from neurontune_peft.checks import check_format_version, parse_json, write_atomically
 from neurontune_peft.neurons import Neurons
-from neurontune_peft.tuner.checksum import CONFIG_KEY, check_checksum, check_settings, config_checksum
+from neurontune_peft.tuner.adapter_file import check_adapter_file, check_cached
+from neurontune_peft.tuner.checksum import CONFIG_KEY, check_settings, config_checksum
 from neurontune_peft.tuner.counts import check_counts_fit, check_neuron_counts, is_counts
 from neurontune_peft.tuner.modulation import DYNAMIC_FORMAT, STATIC_FORMAT, TRIGGER_FIELDS, check_modulation
-from neurontune_peft.tuner.names import METHOD, TRIGGER
+from neurontune_peft.tuner.names import METHOD
 from neurontune_peft.tuner.presets import check_presets
 from neurontune_peft.tuner.saved import finish_saved
 
@@ -261,7 +260,7 @@ class NeuronTuneConfig(PeftConfig):
         it has been downloaded before, in the Hub's cache.
 
         PEFT asks for the configuration before it touches the model, so a damaged file is refused while the model is
-        still whole.
+        still whole. A file that is yet to be downloaded is checked by [`check_downloaded`].
 
         Raises:
             ValueError: When the adapter file is damaged, or the configuration is of a newer format.
@@ -283,17 +282,8 @@ class NeuronTuneConfig(PeftConfig):
                 "save or download the adapter again"
             )
         elif not weights.parent.is_dir():
-            _check_cached(pretrained_model_name_or_path, subfolder, config, **kwargs)
+            check_cached(pretrained_model_name_or_path, subfolder, config, **kwargs)
         return config
-
-
-def _check_cached(repo_id: str, subfolder: str | None, config: NeuronTuneConfig, **options: Any) -> None:
-    """Look at a file that PEFT will take from the cache; what is yet to be downloaded its client checks."""
-    name = f"{subfolder}/{SAFETENSORS_WEIGHTS_NAME}" if subfolder else SAFETENSORS_WEIGHTS_NAME
-    where = {key: options[key] for key in ("cache_dir", "revision", "repo_type") if options.get(key) is not None}
-    found = try_to_load_from_cache(str(repo_id), name, **where)
-    if isinstance(found, str):
-        check_adapter_file(Path(found), modulation=config.modulation)
 
 
 def config_text(values: Mapping[str, Any]) -> str:
@@ -304,34 +294,3 @@ def config_text(values: Mapping[str, Any]) -> str:
         values (`Mapping[str, Any]`): Name to JSON value, as [`NeuronTuneConfig.to_dict`] gives them.
     """
     return json.dumps({**values, CONFIG_KEY: config_checksum(values)}, indent=2, sort_keys=True)
-
-
-def check_adapter_file(path: Path, *, modulation: str) -> str | None:
-    """
-    Refuse a file that safetensors cannot read, one whose bits have changed, and a trigger that would be left out.
-
-    Args:
-        path (`Path`): The file.
-        modulation (`str`): What its configuration says.
-
-    Returns:
-        `str` or `None`: The checksum of its tensors, which is right, or `None` where the file has none.
-
-    Raises:
-        ValueError: Names the file and what is wrong with it.
-    """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            triggers = [key for key in file.keys() if key.endswith(f".{TRIGGER}")]  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"got '{path}', which cannot be read ({error}); expected a whole safetensors file; save or download the "
-            "adapter again"
-        ) from error
-    checksum = check_checksum(path)
-    if triggers and modulation == "static":
-        raise ValueError(
-            f"got {TRIGGER} at {len(triggers)} sites of '{path}' and a configuration with static modulation; expected "
-            "the adapter_config.json that was saved with them; call set_modulation('static') to take a trigger off"
-        )
-    return checksum

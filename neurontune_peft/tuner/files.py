@@ -15,8 +15,9 @@ from torch import Tensor
 
 from neurontune_peft.checks import write_atomically
 from neurontune_peft.neurons import Neurons
+from neurontune_peft.tuner.adapter_file import check_adapter_file
 from neurontune_peft.tuner.checksum import with_checksum
-from neurontune_peft.tuner.config import MAX_CONFIG, NeuronTuneConfig, check_adapter_file
+from neurontune_peft.tuner.config import MAX_CONFIG, NeuronTuneConfig
 from neurontune_peft.tuner.loading import SiteLayout, check_adapter_tensors, tensors_by_adapter
 from neurontune_peft.tuner.names import DELTA, INDEX, RANK, TRIGGER
 from neurontune_peft.tuner.remote import fetch

@@ -11,6 +11,8 @@ from peft.utils import _get_submodules
 from torch import Tensor, nn
 
 from neurontune_peft.checks import check_indices, check_ranks
+from neurontune_peft.tuner.adapter_file import check_downloaded
+from neurontune_peft.tuner.config import NeuronTuneConfig
 from neurontune_peft.tuner.dynamic import remove_hooks
 from neurontune_peft.tuner.layer import NeuronTuneLayer, check_finite
 from neurontune_peft.tuner.names import DELTA, INDEX, NOT_LOADED, RANK, SAVED, TRIGGER
@@ -47,8 +49,11 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], prefix:
         ValueError: Names the adapter's first fault.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, NeuronTuneLayer)}
+    configs: dict[str, Any] = getattr(model, "peft_config", {})  # not there on a model that PEFT took apart
     try:
         for adapter_name, tensors in tensors_by_adapter(state_dict, prefix).items():
+            if isinstance(config := configs.get(adapter_name), NeuronTuneConfig):
+                check_downloaded(config)  # PEFT has just downloaded the file that these tensors are from
             layouts = {
                 name: SiteLayout(
                     layer.roles[adapter_name], layer.width, dynamic=adapter_name in layer.neurontune_trigger

@@ -55,17 +55,15 @@ def answer_all(
     desc: str = "answers",
 ) -> list[str]:
     """
-    Answer requests. The answers depend neither on the batch size nor on padding, order or number of processes.
-
-    In a group of processes, as accelerate and torchrun start it, each answers its share, and all return all answers.
+    [`answer_rows`], of requests that are put into the chat template and tokenised first.
 
     Args:
         model (`nn.Module`): A causal language model with `generate`, or a `PeftModel` of one.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-        prompts (`Sequence[str]`): Requests. Equal ones are answered once.
+        prompts (`Sequence[str]`): Requests.
         generation ([`Generation`]): How.
-        sample (`int`, *optional*): Number of the drawn answer, from 0; greedy answers without.
-        kept ([`Kept`], *optional*): What is kept about this model; by default what `generation.cache` holds.
+        sample (`int`, *optional*): As in `answer_rows`.
+        kept ([`Kept`], *optional*): As in `answer_rows`.
         chat_template (`str` or `os.PathLike`, *optional*): Jinja template or a file with one, instead of the
             tokenizer's own.
         desc (`str`, *optional*, defaults to `"answers"`): Title of the progress bar.
@@ -76,22 +74,56 @@ def answer_all(
     Raises:
         ValueError: the model has no weights yet, or no room for an answer.
     """
-    if not prompts:
+    ids = fitting_ids(model, tokenizer, prompts, generation.max_new_tokens, chat_template=chat_template)
+    return answer_rows(model, tokenizer, ids, generation, sample=sample, kept=kept, desc=desc)
+
+
+def answer_rows(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[list[int]],
+    generation: Generation,
+    *,
+    sample: int | None = None,
+    kept: Kept | None = None,
+    desc: str = "answers",
+) -> list[str]:
+    """
+    Answer requests. The answers depend neither on the batch size nor on padding, order or number of processes.
+
+    In a group of processes, as accelerate and torchrun start it, each answers its share, and all return all answers.
+
+    Args:
+        model (`nn.Module`): A causal language model with `generate`, or a `PeftModel` of one.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        rows (`Sequence[list[int]]`): Token ids of the requests, which leave room for an answer, as `fitting_ids`
+            returns them. Equal ones are answered once.
+        generation ([`Generation`]): How.
+        sample (`int`, *optional*): Number of the drawn answer, from 0; greedy answers without.
+        kept ([`Kept`], *optional*): What is kept about this model; by default what `generation.cache` holds.
+        desc (`str`, *optional*, defaults to `"answers"`): Title of the progress bar.
+
+    Returns:
+        `list[str]`: The answer to each request, without special tokens.
+
+    Raises:
+        ValueError: the model has no weights yet.
+    """
+    if not rows:
         return []
     if next(model.parameters()).is_meta:
         raise ValueError("got a model on the meta device; expected real weights; load the model first")
     kept = kept_for(model, generation.cache) if kept is None else kept
     options = generation_options(model, tokenizer)
-    ids = fitting_ids(model, tokenizer, prompts, generation.max_new_tokens, chat_template=chat_template)
     draws = None if sample is None else Draws(generation.temperature, generation.seed, sample)
     how = {
         "max_new_tokens": generation.max_new_tokens,
         "options": options,
         "draws": draws and [draws.temperature, draws.seed, draws.sample],
     }
-    keys = [digest([how, row]) for row in ids]
+    keys = [digest([how, row]) for row in rows]
     engine = Engine(model, options, generation.max_new_tokens, generation.batch_size, draws=draws)
-    found = _answered(engine, dict(zip(keys, ids, strict=True)), kept, desc)
+    found = _answered(engine, dict(zip(keys, rows, strict=True)), kept, desc)
     return [str(text) for text in tokenizer.batch_decode([found[key] for key in keys], skip_special_tokens=True)]
 
 
