@@ -83,15 +83,16 @@ def examples_of(
                     some = _drawn(pool, seed=f"{seed}-{template}", most=max(1, len(pool) // MOVED_PART))
                     texts = [template.replace(PLACEHOLDER, p.prompt) for p in some]
                     found += [Example(text, harmful, group, family, fold) for text in texts]
-        found += _framed(parts["harmful"], True, fold, frames) + _framed(harmless, False, fold, frames)
+        for harmful, pool in ((True, parts["harmful"]), (False, harmless)):
+            found += _framed(pool, harmful, fold, frames=frames, first=fold * len(pool))
     return found
 
 
-def _framed(requests: Sequence[Prompt], harmful: bool, fold: int, frames: int) -> list[Example]:
-    """Each request in some of the frames."""
+def _framed(requests: Sequence[Prompt], harmful: bool, fold: int, *, frames: int, first: int) -> list[Example]:
+    """Each request in some of the frames, in turns that go on from one fold to the next."""
     texts = [(kind, frame) for kind, own in FRAMES.items() for frame in own]
     found = []
-    for place, prompt in enumerate(requests):
+    for place, prompt in enumerate(requests, start=first):
         for turn in range(frames):
             kind, frame = texts[(place * STRIDE + turn * len(texts) // frames) % len(texts)]
             text = frame.replace(PLACEHOLDER, prompt.prompt)
