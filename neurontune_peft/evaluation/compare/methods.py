@@ -30,7 +30,7 @@ from neurontune_peft.evaluation.compare.steering import Unsteered, block_names, 
 from neurontune_peft.evaluation.compare.system_prompt import with_system_prompt
 from neurontune_peft.neurons import Neurons
 from neurontune_peft.sites import find_sites
-from neurontune_peft.training import Log, MetaConfig, meta_train
+from neurontune_peft.training import Log, MetaConfig, for_flagged_requests, meta_train
 from neurontune_peft.training.deltas import find_deltas
 from neurontune_peft.tuner import NeuronTuneConfig
 
@@ -104,7 +104,8 @@ def scaled(
             yield model, meta_train(model, bench.tokenizer, prompts, options, chat_template=bench.chat_template)
 
     strong = for_flagged(bench.config) if dynamic else None
-    with bench.trained(name, seed, train, rate=bench.config.lr, tries=tries, options=strong) as made:
+    rate = for_flagged_requests().lr if dynamic else bench.config.lr
+    with bench.trained(name, seed, train, rate=rate, tries=tries, options=strong) as made:
         if dynamic:
             made = replace(made, note=note_of(made.model))
         ready = _adapter(made, made.model.strength, scoring=scoring)
