@@ -30,8 +30,11 @@ def test_every_neuron_has_one_place():
 def test_all_neurons_are_ranked_and_the_model_is_left_as_it_was():
     model, tokenizer = tiny_llama(), tiny_tokenizer()
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.lm_head.weight.requires_grad_(False)
+    flags = [parameter.requires_grad for parameter in model.parameters()]
     scores = reading_scores(model, tokenizer, prompt_set())
     after = model.state_dict()
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
     assert after.keys() == before.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     widths = {site.name: site.width for site in find_sites(model).values()}

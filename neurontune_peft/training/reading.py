@@ -78,6 +78,7 @@ def reading_scores(
     examples = [example for example in examples if example.chooses_readers]
     if len(examples) > EXAMPLES:
         examples = random.Random(f"{seed}-reading").sample(examples, EXAMPLES)
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     tuned: Any = get_peft_model(model, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=candidates))
     try:
         parts = trigger_features(
@@ -95,6 +96,8 @@ def reading_scores(
         indices = {site: layer.neurontune_index["default"].cpu().long() for site, layer in layers.items()}
     finally:
         tuned.unload()
+        for parameter, flag in flags:  # PEFT freezes the base model
+            parameter.requires_grad_(flag)
     labels = torch.tensor([example.harmful for example in examples])
     places = elimination(torch.cat(list(parts.values()), dim=1), labels)
     scores = (1 / (1 + places.double())).float().split([part.shape[1] for part in parts.values()])
