@@ -50,8 +50,8 @@ def reading_scores(
 
     Recursive feature elimination (Guyon et al., 2002) with the regression of [`fit_trigger`] on half of its requests:
     fit, drop the half of the neurons whose standardised weights are smallest, and again. Neurons that move the model's
-    answers most are not those that tell requests apart best, above all inside surroundings that were never seen. Of
-    large models only the 4,096 neurons of largest effect size take part.
+    answers most are not those that tell requests apart best. Of large models only the 4,096 neurons of largest effect
+    size take part.
 
     Args:
         model (`nn.Module`): A causal LM without adapters; left as it was.
