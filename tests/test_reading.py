@@ -1,14 +1,21 @@
 """Neurons that a trigger reads are chosen together, by what each adds to the others."""
 
+import re
+
 import pytest
 import torch
 from helpers import tiny_llama, tiny_tokenizer
 from peft import get_peft_model
-from test_trigger_fit import prompt_set
+from test_trigger_fit import attached, prompt_set
 
 from neurontune_peft import Neurons, NeuronTuneConfig, Scores, find_sites, fit_trigger, reading_scores, select
+from neurontune_peft.prompts import Prompt, PromptSet
 from neurontune_peft.training import reading
+from neurontune_peft.training.calibration import cross_fitted
+from neurontune_peft.training.features import trigger_features
+from neurontune_peft.training.frames import FRAMES
 from neurontune_peft.training.reading import elimination, parted, with_readers
+from neurontune_peft.training.requests import examples_of
 
 
 def test_a_neuron_that_says_nothing_alone_is_kept_where_it_cancels_the_noise_of_another():
@@ -76,6 +83,48 @@ def test_readers_come_behind_the_neurons_that_move_answers_and_none_is_taken_twi
     scores = Scores(values={"safety": {"a": torch.tensor([0.2, 0.9, 0, 0]), "b": torch.tensor([0.3, 0, 0.8, 0])}})
     assert with_readers(moving, scores, 2).ranked("safety") == [("a", 1), ("b", 2), ("b", 0), ("a", 0)]
     assert with_readers(moving, scores, 0) == moving
+    assert with_readers(moving, scores, 5).totals == {"safety": 4}  # no more took part
+
+
+def test_a_large_model_never_asks_for_more_readers_than_take_part():
+    assert parted({"safety": 0.03}, 458_752, 0.5) == ({"safety": 13_763 - 1024}, 1024)
+    assert reading.MOST_READERS < reading.CANDIDATES
+
+
+def test_the_half_of_the_requests_that_chose_the_readers_is_never_measured():
+    examples = examples_of(prompt_set(), folds=4, seed=0, most=300)
+    features = torch.randn(len(examples), 3, generator=torch.Generator().manual_seed(0))
+    _, _, scores, _ = cross_fitted(examples, features, chosen_for_reading=True)
+    assert scores.isnan().tolist() == [example.chooses_readers for example in examples]
+    chose = {example.text for example in examples if example.chooses_readers}
+    fit = fit_trigger(attached(), tiny_tokenizer(), prompt_set(), chosen_for_reading=True, false_positive_budget=0.1)
+    assert not chose & {*fit.missed, *fit.flagged}
+    with pytest.raises(ValueError, match="got folds=3 for neurons chosen for reading; expected an even number"):
+        fit_trigger(attached(), tiny_tokenizer(), prompt_set(), chosen_for_reading=True, folds=3)
+
+
+def test_reading_and_fitting_mean_the_same_half(monkeypatch):
+    read: list[str] = []
+
+    def noting(model, tokenizer, texts, **options):
+        read.extend(texts)
+        return trigger_features(model, tokenizer, texts, **options)
+
+    monkeypatch.setattr(reading, "trigger_features", noting)
+    reading_scores(tiny_llama(), tiny_tokenizer(), prompt_set())
+    fitted = examples_of(prompt_set(), folds=4, seed=0, most=300)
+    plain = {example.text: example.chooses_readers for example in fitted if example.source is None}
+    assert {text for text in read if text in plain} == {text for text, chooses in plain.items() if chooses}
+
+
+def test_few_requests_meet_every_frame():
+    frames = [frame for own in FRAMES.values() for frame in own]
+    places = range(len(frames))
+    requests = [Prompt(f"r-{place}", f"<{place}>", "benign", None, "train") for place in places]
+    harmful = [Prompt(f"h-{place}", f"[{place}]", "harmful", None, "train") for place in places]
+    found = examples_of(PromptSet((*requests, *harmful), ()), folds=1, seed=0, most=300)
+    texts = [re.sub(r"<\d+>", "{prompt}", e.text) for e in found if e.group == "framed" and not e.harmful]
+    assert sorted(texts) == sorted(frames)
 
 
 def test_of_a_large_model_only_the_neurons_of_largest_effect_size_take_part(monkeypatch):

@@ -28,11 +28,10 @@ def method_of(command: Tune) -> str | Method:
     return resolved(command.method) if ":" in command.method else command.method
 
 
-def readers_of(command: Tune) -> float:
-    """Share of the safety neurons that is chosen for reading."""
-    return (
-        command.reading_share if command.modulation == "dynamic" and "safety" in parse_counts(command.counts) else 0.0
-    )
+def share_for_reading(command: Tune) -> float:
+    """Share of the safety neurons that is chosen for reading; none without a trigger, or without safety neurons."""
+    has_readers = command.modulation == "dynamic" and "safety" in parse_counts(command.counts)
+    return command.reading_share if has_readers else 0.0
 
 
 def choose(
@@ -62,7 +61,7 @@ def choose(
         part that the trigger reads.
     """
     scores = steps.scores(f"round-{number}", partial(_score, command, model, tokenizer, prompts))
-    counts, readers = parted(parse_counts(command.counts), sum(scores.widths.values()), readers_of(command))
+    counts, readers = parted(parse_counts(command.counts), sum(scores.widths.values()), share_for_reading(command))
     part = {role: max(1, count // command.rounds) for role, count in counts.items() if count}
     more = select(
         scores if held is None else without(scores, held), part, overlap=command.overlap, spread=command.spread

@@ -14,7 +14,7 @@ from peft import get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from neurontune_peft.attribution import attribute
-from neurontune_peft.cli.choosing import method_of, readers_of
+from neurontune_peft.cli.choosing import method_of, share_for_reading
 from neurontune_peft.cli.common import parse_counts
 from neurontune_peft.evaluation import evaluate
 from neurontune_peft.evaluation.compare.run import measured_part, resolve_methods
@@ -139,14 +139,14 @@ class Bench:
     def trigger(self, step: str) -> Part:
         """Reading the activations of the requests that a trigger is fitted on; the fit itself takes little."""
         command = self.command
-        examples = check_fittable(
-            self.whole, false_positive_budget=command.false_positive_budget, seed=command.training.seed
-        )
+        reading = bool(share_for_reading(command))
+        budget = {"false_positive_budget": command.false_positive_budget, "chosen_for_reading": reading}
+        examples = check_fittable(self.whole, **budget, seed=command.training.seed)
         texts = [prompt.prompt for prompt in self.small.prompts][:32]
         options = {"max_new_tokens": 1, "batch_size": 16, "chat_template": command.chat_template}
         seconds, _ = _timed(lambda: generate_answers(self.model, self.tokenizer, texts, **options))
         read = len(examples)
-        if readers_of(command):
+        if reading:
             read += min(EXAMPLES, sum(example.chooses_readers for example in examples))
         return Part(step, seconds, read / len(texts))
 

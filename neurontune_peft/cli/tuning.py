@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from neurontune_peft.attribution.plan import MethodOptions, make_plan
 from neurontune_peft.attribution.tasks import ROLES
-from neurontune_peft.cli.choosing import choose, method_of, readers_of
+from neurontune_peft.cli.choosing import choose, method_of, share_for_reading
 from neurontune_peft.cli.command_line import command_line
 from neurontune_peft.cli.common import check_output, parse_counts, with_answers, written_whole
 from neurontune_peft.cli.made import Made, measured_at, printed, provenance
@@ -187,16 +187,17 @@ def _flagged(
     """Fit the trigger, and leave those prompts that scales of flagged requests are learnt from."""
     if command.modulation == "static":
         return None, prompts
-    options: dict[str, Any] = {"seed": command.training.seed, "chat_template": command.chat_template}
+    options: dict[str, Any] = {"chat_template": command.chat_template}
     with steps.timed("fitting the trigger"):
-        trigger = fit_trigger(tuned, tokenizer, prompts, **options | _trigger_options(command))
+        trigger = fit_trigger(tuned, tokenizer, prompts, **_trigger_options(command), **options)
         if not trigger.dynamic:
             return trigger, prompts
-        return trigger, nearly_flagged(tuned, tokenizer, prompts, share=command.nearly_flagged, **options)
+        options |= {"share": command.nearly_flagged, "seed": command.training.seed}
+        return trigger, nearly_flagged(tuned, tokenizer, prompts, **options)
 
 
 def _trigger_options(command: Tune) -> dict[str, Any]:
-    return _budgets(command) | {"chosen_for_reading": bool(readers_of(command)), "seed": command.training.seed}
+    return _budgets(command) | {"chosen_for_reading": bool(share_for_reading(command)), "seed": command.training.seed}
 
 
 def _budgets(command: Tune) -> dict[str, Any]:

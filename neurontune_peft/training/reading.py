@@ -26,6 +26,7 @@ from neurontune_peft.training.rounds import without
 from neurontune_peft.tuner import NeuronTuneConfig
 
 CANDIDATES = 4096  # neurons that a regression is fitted on at first; bounds memory, whatever the model
+MOST_READERS = 1024  # a quarter of the candidates, so that there are enough whatever the model
 EXAMPLES = 4096  # texts that it is fitted on
 FRAMES_PER_REQUEST = 3  # more than a trigger is fitted on: readers shall be those that see through them
 FEWEST = 16  # neurons among which the last regression ranks
@@ -57,10 +58,12 @@ def reading_scores(
         model (`nn.Module`): A causal LM without adapters; left as it was.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         prompts ([`PromptSet`]): The prompt set; its test split is not touched.
-        examples_per_kind (`int`, *optional*, defaults to `300`): Most requests of each kind, as in [`fit_trigger`].
+        examples_per_kind (`int`, *optional*, defaults to `300`):
+            Most requests of each kind. Give [`fit_trigger`] the same number, and the same seed, so that both mean the
+            same half.
         batch_size (`int`, *optional*, defaults to `16`): Requests per forward pass.
         max_length (`int`, *optional*): Most tokens of a request; the model's context when left out.
-        seed (`int`, *optional*, defaults to `0`): Decides which requests are drawn, as in [`fit_trigger`].
+        seed (`int`, *optional*, defaults to `0`): Decides which requests are drawn.
         chat_template (`str`, *optional*): Replaces the tokenizer's own.
 
     Returns:
@@ -114,18 +117,21 @@ def parted(counts: Mapping[str, float], total: int, share: float) -> tuple[dict[
     Args:
         counts (`Mapping[str, float]`): Neurons per role, as a number (`int`) or a share of all neurons (`float`).
         total (`int`): Number of all neurons.
-        share (`float`): Share of the safety neurons that is chosen for reading; one at least is left to move answers.
+        share (`float`):
+            Share of the safety neurons that is chosen for reading, 1,024 at most; one is left to move answers.
     """
     wanted = {role: as_count(count, total, what=f"role '{role}'") for role, count in counts.items()}
     if not wanted.get(ROLE):
         return wanted, 0
-    readers = min(round(share * wanted[ROLE]), wanted[ROLE] - 1)
+    readers = min(round(share * wanted[ROLE]), wanted[ROLE] - 1, MOST_READERS)
     return wanted | {ROLE: wanted[ROLE] - readers}, readers
 
 
 def with_readers(neurons: Neurons, reading: Scores, count: int) -> Neurons:
-    """The neurons, and ranked behind them so many more from which a trigger reads best."""
-    return neurons | select(without(reading, neurons), {ROLE: count}) if count else neurons
+    """The neurons, and ranked behind them so many more, or as many as took part, from which a trigger reads best."""
+    left = without(reading, neurons)
+    count = min(count, sum(int((scores > 0).sum()) for scores in left.values[ROLE].values()))
+    return neurons | select(left, {ROLE: count}) if count else neurons
 
 
 def elimination(features: Tensor, labels: Tensor) -> Tensor:

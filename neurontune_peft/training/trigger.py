@@ -103,8 +103,9 @@ def fit_trigger(
         lowest_auc (`float`, *optional*, defaults to `0.6`): Below it the adapter is left, or made, static.
         folds (`int`, *optional*, defaults to `4`): Parts of the train requests, each of which is kept back once.
         chosen_for_reading (`bool`, *optional*, defaults to `False`):
-            Whether [`reading_scores`] chose some of the neurons with the same seed. The half of the requests that it
-            looked at is then never kept back: neurons that suit them would flatter what is measured on them.
+            Whether [`reading_scores`] chose some of the neurons, with the same `seed` and `examples_per_kind`. The
+            half of the requests that it looked at is then never kept back: neurons that suit them would flatter what
+            is measured on them.
         examples_per_kind (`int`, *optional*, defaults to `300`): Most requests of each kind.
         batch_size (`int`, *optional*, defaults to `16`): Requests per forward pass.
         max_length (`int`, *optional*): Most tokens of a request; the model's context when left out.

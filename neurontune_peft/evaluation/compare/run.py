@@ -104,16 +104,17 @@ def compare(
             belongs to another comparison. Nothing is trained or written then.
     """
     dials = {**SETTINGS, **(settings or {})}
+    counts = dict(counts or {"safety": 0.03})
     chosen = resolve_methods(methods)
     _check(prompts, seeds, dials, lr_tries, max_tests)
     if any(method.triggered for method in chosen.values()):
-        check_fittable(prompts, seed=seeds[0])
+        check_fittable(prompts, chosen_for_reading="safety" in counts, seed=seeds[0])
     bench = Bench(
         model,
         tokenizer,
         prompts,
         config or MetaConfig(),
-        dict(counts or {"safety": 0.03}),
+        counts,
         attribution or {},
         selection or {},
         lr_tries,
