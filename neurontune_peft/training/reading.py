@@ -31,6 +31,7 @@ EXAMPLES = 4096  # texts that it is fitted on
 FRAMES_PER_REQUEST = 3  # more than a trigger is fitted on: readers shall be those that see through them
 FEWEST = 16  # neurons among which the last regression ranks
 L2, STEPS = 1e-2, 60
+ELIMINATIONS, PART_SEEN = 5, 0.6  # more of them did not choose better
 SHARE = 0.5  # of the safety neurons; measured with benchmarks/choices.py
 ROLE = "safety"
 
@@ -50,9 +51,10 @@ def reading_scores(
     Rank neurons by how much a trigger needs them (`ours`).
 
     Recursive feature elimination (Guyon et al., 2002) with the regression of [`fit_trigger`] on half of its requests:
-    fit, drop the half of the neurons whose standardised weights are smallest, and again. Neurons that move the model's
-    answers most are not those that tell requests apart best. Of large models only the 4,096 neurons of largest effect
-    size take part.
+    fit, drop the half of the neurons whose standardised weights are smallest, and again. The places of five such
+    eliminations, each on a part of these requests, are averaged (as in Saeys et al., 2008). Neurons that move the
+    model's answers most are not those that tell requests apart best. Of large models only the 4,096 neurons of largest
+    effect size take part.
 
     Args:
         model (`nn.Module`): A causal LM without adapters; left as it was.
@@ -102,7 +104,7 @@ def reading_scores(
         for parameter, flag in flags:  # PEFT freezes the base model
             parameter.requires_grad_(flag)
     labels = torch.tensor([example.harmful for example in examples])
-    places = elimination(torch.cat(list(parts.values()), dim=1), labels)
+    places = elimination(torch.cat(list(parts.values()), dim=1), labels, seed=seed)
     scores = (1 / (1 + places.double())).float().split([part.shape[1] for part in parts.values()])
     values = {site: torch.zeros(width) for site, width in candidates.widths.items()}
     for site, own in zip(parts, scores, strict=True):
@@ -134,18 +136,33 @@ def with_readers(neurons: Neurons, reading: Scores, count: int) -> Neurons:
     return neurons | select(left, {ROLE: count}) if count else neurons
 
 
-def elimination(features: Tensor, labels: Tensor) -> Tensor:
+def elimination(features: Tensor, labels: Tensor, *, seed: int = 0) -> Tensor:
     """
-    Place of each neuron in the order of recursive feature elimination, `(k,)`: 0 for the one that is needed most.
+    Place of each neuron in the mean order of several recursive feature eliminations, `(k,)`: 0 for the one needed most.
+
+    Each sees a part of the requests, as which neurons a single one keeps hangs on the requests that it saw. Places are
+    averaged on a logarithmic scale, on which being first or tenth differs as much as being tenth or hundredth.
 
     Args:
         features (`torch.Tensor`): What is read of each neuron, shape `(n, k, r)`.
         labels (`torch.Tensor`): True for harmful requests, bool, shape `(n,)`.
+        seed (`int`, *optional*, defaults to `0`): Decides which requests each of them sees.
     """
+    total = torch.zeros(features.shape[1], dtype=torch.float64)
+    for number in logging.tqdm(range(ELIMINATIONS), desc="choose readers", unit="elimination"):
+        rng = random.Random(f"{seed}-elimination-{number}")
+        classes = [torch.nonzero(labels == kind).flatten().tolist() for kind in (True, False)]
+        seen = torch.tensor([i for own in classes for i in rng.sample(own, math.ceil(PART_SEEN * len(own)))])
+        total += _eliminated(features[seen], labels[seen]).double().log1p()
+    return total.argsort(stable=True).argsort()
+
+
+def _eliminated(features: Tensor, labels: Tensor) -> Tensor:
+    """Place of each neuron in the order of one elimination, `(k,)`."""
     left = torch.arange(features.shape[1])
     dropped: list[Tensor] = []
     rounds = max(1, math.ceil(math.log2(len(left) / FEWEST))) if len(left) > FEWEST else 1
-    for _ in logging.tqdm(range(rounds), desc="choose readers", unit="fit"):
+    for _ in range(rounds):
         own = features[:, left].flatten(1)
         weights = fit_logistic(own, labels, l2=L2, most_steps=STEPS).weights
         needed = (weights * own.std(dim=0)).view(len(left), -1).norm(dim=1)
