@@ -101,7 +101,10 @@ def test_logits_of_generation_equal_those_of_teacher_forcing(model_type, cache):
         "cache_implementation": cache,
         "disable_compile": True,
     }
-    out = model.generate(input_ids=ids, attention_mask=mask, **options)
+    with model.trigger_log() as log:
+        out = model.generate(input_ids=ids, attention_mask=mask, **options)
+    alone = [decisions(model, ids[row : row + 1, mask[row] == 1])[0].score for row in range(6)]
+    assert [decision.score for decision in log] == pytest.approx(alone, abs=1e-5)  # padding counts in no mean
     full = torch.cat([mask, torch.ones(6, 6, dtype=mask.dtype)], dim=1)
     forced = logits(model, out.sequences, attention_mask=full, position_ids=(full.cumsum(1) - 1).clamp(min=0))
     torch.testing.assert_close(forced[:, 7:-1], torch.stack(out.logits, dim=1), rtol=1e-4, atol=1e-4)
@@ -145,8 +148,9 @@ def test_a_prompt_that_arrives_in_pieces_is_decided_as_a_whole():
     torch.testing.assert_close(parts[-1][:, -1], whole[:, -1], rtol=1e-4, atol=1e-4)
 
 
-def test_a_score_is_the_weighted_activations_at_the_prompts_end_and_their_mean_over_the_turn():
-    model = dynamic_model(trigger_bias=0.25)
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_score_is_the_weighted_activations_at_the_prompts_end_and_their_highest_mean_in_the_turn(window):
+    model = dynamic_model(trigger_bias=0.25, trigger_window=window)
     ids = torch.cat([tokens(6, 3) % 56 + 3, requests()], dim=1)  # something before the turn opens, at token 3
     read = {}
 
@@ -157,16 +161,20 @@ def test_a_score_is_the_weighted_activations_at_the_prompts_end_and_their_mean_o
     for layer in layers:
         layer.get_base_layer().register_forward_pre_hook(keep)
     scores = [decision.score for decision in decisions(model, ids)]
-    expected = torch.full((6,), 0.25)
+    expected, each = torch.full((6,), 0.25), torch.zeros(6, 7)
     for layer in layers:
         hidden = read[layer.get_base_layer()][..., layer.neurontune_index["default"].long()]
         weights = layer.neurontune_trigger["default"].float()
-        expected += hidden[:, -1] @ weights[:, 0] + hidden[:, 4:].mean(dim=1) @ weights[:, 1]
+        expected += hidden[:, -1] @ weights[:, 0]
+        each += hidden[:, 4:] @ weights[:, 1]  # seven tokens: those of four, from each second one on
+    windows = [each] if window is None else [each[:, :4], each[:, 2:6], each[:, 4:]]
+    expected += torch.stack([part.mean(dim=1) for part in windows]).amax(dim=0)
     torch.testing.assert_close(torch.tensor(scores), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_mean_of_a_prompt_in_pieces_is_that_of_the_whole():
-    model, ids = dynamic_model(), requests()
+@pytest.mark.parametrize("window", [None, 2, 4])
+def test_the_means_of_a_prompt_in_pieces_are_those_of_the_whole(window):
+    model, ids = dynamic_model(trigger_window=window), requests()
     whole = [decision.score for decision in decisions(model, ids)]
     cache = DynamicCache()
     for part in (ids[:, :3], ids[:, 3:6]):
@@ -434,6 +442,8 @@ def test_an_unknown_prefix_stays_as_it_is_and_one_with_another_decision_is_refus
     cache = DynamicCache()
     with model.disable_adapter():
         logits(model, ids[:, :3], past_key_values=cache)
+    scores = sorted(d.score for d in decisions(model, ids[:, 3:], past_key_values=copy.deepcopy(cache)))
+    model.peft_config["default"].trigger_threshold = (scores[2] + scores[3]) / 2
     with model.trigger_log() as log:
         found = logits(model, ids[:, 3:], past_key_values=cache)
     fires = [decision.strength > 0 for decision in log]

@@ -9,7 +9,16 @@ from architectures import tiny_model
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from test_loading import DTYPES, ROUTES, load_base
-from triggers import SUFFIX, dynamic_config, dynamic_model, logits, requests, set_random_triggers, triggered
+from triggers import (
+    SUFFIX,
+    decisions,
+    dynamic_config,
+    dynamic_model,
+    logits,
+    requests,
+    set_random_triggers,
+    triggered,
+)
 
 from neurontune_peft import AdapterFile, NeuronTuneConfig
 
@@ -37,18 +46,32 @@ def test_five_loading_routes_decide_alike(tmp_path, route, dtype, low_cpu):
     assert torch.equal(logits(model, requests()), logits(expected, requests()))
 
 
-def test_a_dynamic_adapter_is_format_2_and_a_static_one_as_before(tmp_path):
-    dynamic, _ = saved(tmp_path / "dynamic")
+def test_an_adapter_is_written_in_the_oldest_format_that_can_hold_it(tmp_path):
+    windowed, _ = saved(tmp_path / "windowed")
+    dynamic, _ = saved(tmp_path / "dynamic", trigger_window=None)
     static, _ = saved_adapter(tmp_path / "static")
     fields = {"modulation", "strength_off", "strength_on", "trigger_suffix", "recheck_every"}
-    found = json.loads((dynamic / "adapter_config.json").read_text())
-    assert found["format_version"] == 2
-    assert found["trigger_suffix"] == SUFFIX
-    assert fields <= set(found)
+    for path, version in ((windowed, 3), (dynamic, 2)):
+        found = json.loads((path / "adapter_config.json").read_text())
+        assert found["format_version"] == version
+        assert found["trigger_suffix"] == SUFFIX
+        assert fields <= set(found)
+        assert ("trigger_window" in found) == (version == 3)
     found = json.loads((static / "adapter_config.json").read_text())
     assert found["format_version"] == 1
     assert not fields & set(found)
     assert not [key for key in load_file(static / "adapter_model.safetensors") if "trigger" in key]
+
+
+def test_an_adapter_without_windows_reads_the_mean_over_the_whole_turn_and_a_newer_format_is_refused(tmp_path):
+    path, model = saved(tmp_path, trigger_window=None)
+    loaded = PeftModel.from_pretrained(tiny_model(), path)
+    assert loaded.peft_config["default"].trigger_window is None
+    assert decisions(loaded, requests()) == decisions(model, requests())
+    config = path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"format_version": 4}))
+    with pytest.raises(ValueError, match="4"):
+        PeftModel.from_pretrained(tiny_model(), path)
 
 
 def test_a_dynamic_adapter_costs_16_bytes_per_neuron_and_530_per_site(tmp_path):
@@ -134,6 +157,9 @@ def test_a_trigger_in_the_file_of_a_static_adapter_is_refused(tmp_path):
         ({"trigger_suffix": []}, r"got trigger_suffix=\[\]; expected token ids"),
         ({"trigger_suffix": [-1]}, "got trigger_suffix"),
         ({"trigger_opening": [1.5]}, r"got trigger_opening=\[1.5\]; expected token ids"),
+        ({"trigger_window": 3}, "got trigger_window=3; expected a positive even number of tokens"),
+        ({"trigger_window": 0}, "got trigger_window=0"),
+        ({"trigger_window": 4.0}, "got trigger_window=4.0"),
         ({"recheck_every": 0}, "got recheck_every=0; expected a positive number"),
         ({"trigger_gate": "ramp"}, "got trigger_ramp=0.0 with trigger_gate='ramp'; expected a number above 0"),
         ({"trigger_ramp": -1.0}, "got trigger_ramp=-1.0"),
@@ -151,7 +177,12 @@ def test_a_trigger_is_given_to_an_attached_adapter_and_taken_off_again(tmp_path)
     forced = logits(model, requests(), neurontune_strength=[1.0] * 6)
     assert torch.equal(logits(model, requests()), logits(model, requests()))
     config = reference.peft_config["default"]
-    model.set_trigger(reference.get_trigger(), bias=0.0, threshold=config.trigger_threshold, suffix=SUFFIX)
+    threshold = config.trigger_threshold
+    model.set_trigger(reference.get_trigger(), bias=0.0, threshold=threshold, suffix=SUFFIX, window=4)
+    assert torch.equal(logits(model, requests()), logits(reference, requests()))
+    assert model.peft_config["default"].format_version == 3
+    with pytest.raises(ValueError, match="got trigger_window=5; expected a positive even number"):
+        model.set_trigger(reference.get_trigger(), bias=0.0, threshold=0.5, suffix=SUFFIX, window=5)
     assert torch.equal(logits(model, requests()), logits(reference, requests()))
     model.set_trigger(reference.get_trigger(), bias=0.0, threshold=0.5, suffix=SUFFIX, ramp=2.0)
     model.save_pretrained(tmp_path)

@@ -6,6 +6,7 @@ from helpers import tiny_tokenizer
 from triggers import dynamic_model
 
 from neurontune_peft.prompts.chat import generation_suffix, turn_opening
+from neurontune_peft.tuner.kept import flat_mask
 from neurontune_peft.tuner.trigger import NOWHERE, prompt_ends, turns
 
 LOOP = "{% for m in messages %}"
@@ -175,3 +176,15 @@ def test_a_tokenizer_with_another_generation_prompt_gives_a_warning_that_shows_b
     config.trigger_opening = [7]
     with pytest.raises(ValueError, match=r"got a tokenizer whose user's turns open with '<user>' \(\[3\]\); expected"):
         model.check_tokenizer(tokenizer, strict=True)
+
+
+def test_padding_is_read_from_whatever_form_a_mask_has():
+    real = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    causal = torch.ones(3, 5, dtype=torch.bool).tril()  # a static cache has room for two more tokens
+    attends = causal & torch.nn.functional.pad(real, (0, 2)).bool()[:, None, None]  # (2, 1, 3, 5)
+    additive = torch.zeros(attends.shape).masked_fill(~attends, torch.finfo(torch.float32).min)
+    for mask in (real, attends, additive, {"sliding_attention": attends}, {"a": None, "b": additive}):
+        assert flat_mask(mask, 2, 3).tolist() == real.tolist()
+    assert flat_mask(attends[1:], 2, 3).tolist() == [[True] * 3] * 2  # one mask for all rows
+    for mask in (None, real[:, :2], attends[..., :2], {}, attends.expand(2, 1, 3, 5)[:, 0]):
+        assert flat_mask(mask, 2, 3) is None

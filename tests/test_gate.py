@@ -102,10 +102,21 @@ def test_a_static_adapter_has_no_trigger_to_export_and_nothing_is_written(tmp_pa
 def test_a_trigger_that_an_older_version_wrote_is_a_step(tmp_path):
     _, path = exported(tmp_path)
     values = json.loads((path / SETTINGS).read_text())
-    older = {name: value for name, value in values.items() if name not in ("trigger_ramp", "checksum")}
-    assert len(older) == len(values) - 2
-    (path / SETTINGS).write_text(json.dumps(older))
+    assert values["format_version"] == 2
+    older = {k: v for k, v in values.items() if k not in ("trigger_ramp", "trigger_window", "checksum")}
+    assert len(older) == len(values) - 3
+    (path / SETTINGS).write_text(json.dumps(older | {"format_version": 1}))
     assert Trigger.load(path).fields["trigger_ramp"] == 0.0
+    assert Trigger.load(path).fields["trigger_window"] is None
+
+
+def test_a_trigger_without_windows_is_written_as_older_versions_read_it(tmp_path):
+    model, path = exported(tmp_path, trigger_window=None)
+    values = json.loads((path / SETTINGS).read_text())
+    assert values["format_version"] == 1
+    assert "trigger_window" not in values
+    ids = requests()
+    assert gate_of(path).scores_of(ids, torch.ones_like(ids)) == [d.score for d in decisions(model, ids)]
 
 
 def test_damaged_files_are_refused(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import tiny_llama, tiny_tokenizer
 from peft import get_peft_model
-from test_trigger_fit import attached, prompt_set
+from test_trigger_fit import attached, noise, prompt_set
 
 from neurontune_peft import Neurons, NeuronTuneConfig, Scores, find_sites, fit_trigger, reading_scores, select
 from neurontune_peft.prompts import Prompt, PromptSet
@@ -93,7 +93,7 @@ def test_a_large_model_never_asks_for_more_readers_than_take_part():
 
 def test_the_half_of_the_requests_that_chose_the_readers_is_never_measured():
     examples = examples_of(prompt_set(), folds=4, seed=0, most=300)
-    features = torch.randn(len(examples), 3, generator=torch.Generator().manual_seed(0))
+    features = noise(len(examples))
     _, _, scores, _ = cross_fitted(examples, features, chosen_for_reading=True)
     assert scores.isnan().tolist() == [example.chooses_readers for example in examples]
     chose = {example.text for example in examples if example.chooses_readers}

@@ -12,12 +12,13 @@ from training_helpers import SMALL
 
 from neurontune_peft import Neurons, NeuronTuneConfig, find_sites, fit_trigger, meta_train, nearly_flagged
 from neurontune_peft.prompts import Attack, Prompt, PromptSet
-from neurontune_peft.prompts.chat import format_prompt
+from neurontune_peft.prompts.chat import format_prompt, generation_suffix, turn_opening
 from neurontune_peft.training.calibration import calibrated, cross_fitted
-from neurontune_peft.training.features import trigger_features
+from neurontune_peft.training.features import Features, trigger_features
 from neurontune_peft.training.flagged import trigger_aside
-from neurontune_peft.training.logistic import area_under_curve, fit_logistic
+from neurontune_peft.training.logistic import Linear, area_under_curve, fit_logistic
 from neurontune_peft.training.requests import examples_of, moved
+from neurontune_peft.training.windowed import fit_windowed
 
 
 def prompt_set(*, separable: bool = True) -> PromptSet:
@@ -81,6 +82,8 @@ def test_too_few_requests_are_refused():
 def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match="got false_positive_budget=2; expected a share"):
         fit_trigger(attached(), tiny_tokenizer(), prompt_set(), false_positive_budget=2)
+    with pytest.raises(ValueError, match="got window=7; expected a positive even number of tokens"):
+        fit_trigger(attached(), tiny_tokenizer(), prompt_set(), window=7)
     with pytest.raises(ValueError, match="expected a PeftModel with one active"):
         fit_trigger(tiny_llama(), tiny_tokenizer(), prompt_set())
 
@@ -125,31 +128,94 @@ def test_strength_is_whole_for_no_more_harmless_requests_than_the_smaller_budget
     assert (same.ramp, model.peft_config["default"].trigger_gate) == (0.0, "step")
 
 
+def noise(requests, *, windows=1):
+    generator = torch.Generator().manual_seed(0)
+    ends, read = (torch.randn(n, 3, generator=generator) for n in (requests, windows * requests))
+    return Features(ends, read, torch.arange(requests).repeat_interleave(windows), {"site": 3})
+
+
+def test_a_request_is_harmful_if_one_of_its_windows_is():
+    harmful = torch.arange(200) % 2 == 0
+    features = noise(200, windows=8)
+    features.windows.view(200, 8, 3)[harmful, 5, 1] += 6.0  # one window of eight, of one neuron
+    means = Features(features.ends, features.windows.view(200, 8, 3).mean(dim=1), torch.arange(200), {"site": 3})
+    areas = []
+    for read in (features, means):
+        scores = read.score(fit_windowed(read, harmful, l2=1e-2))
+        areas.append(area_under_curve(scores[harmful], scores[~harmful]))
+    assert areas[0] > 0.99
+    assert areas[1] < 0.97  # diluted by the other windows
+    again = fit_windowed(features, harmful, l2=1e-2)
+    assert torch.equal(again.weights, fit_windowed(features, harmful, l2=1e-2).weights)
+
+
+def test_with_one_window_each_the_regression_is_the_plain_one():
+    features, labels = noise(300), torch.randn(300, generator=torch.Generator().manual_seed(1)) > 0
+    features.ends[labels] += 0.5
+    plain = fit_logistic(features.means.flatten(1), labels, l2=0.1)
+    torch.testing.assert_close(
+        features.score(fit_windowed(features, labels, l2=0.1)),
+        plain.score(features.means.flatten(1)),
+        rtol=1e-2,
+        atol=1e-2,
+    )
+
+
+def test_some_of_the_requests_keep_their_own_windows():
+    features = Features(
+        torch.arange(8.0).view(4, 2), torch.arange(14.0).view(7, 2), torch.tensor([0, 1, 1, 1, 2, 3, 3]), {"site": 2}
+    )
+    some = features.of(torch.tensor([False, True, False, True]))
+    assert some.ends.tolist() == [[2.0, 3.0], [6.0, 7.0]]
+    assert some.requests.tolist() == [0, 0, 0, 1, 1]
+    assert some.windows[:, 0].tolist() == [2.0, 4.0, 6.0, 10.0, 12.0]
+    assert some.highest(some.windows[:, 0]).tolist() == [6.0, 12.0]
+
+
+def test_features_are_what_the_trigger_of_an_adapter_reads():
+    model, tokenizer = attached(), tiny_tokenizer()
+    generator = torch.Generator().manual_seed(0)
+    weights = {s: torch.randn(24, 2, generator=generator).bfloat16() for s in model.get_neurons().sites}
+    texts = ["ka", "lo ab. and so on, and so on, and so forth", "be zz!"]
+    for window in (None, 4):
+        options = {"suffix": generation_suffix(tokenizer), "opening": turn_opening(tokenizer), "window": window}
+        model.set_trigger(weights, bias=0.5, threshold=0.0, **options)
+        model.requires_grad_(False)
+        features = trigger_features(model, tokenizer, texts, adapter_name="default", **options, batch_size=2)
+        assert len(features.windows) == len(texts) if window is None else len(features.windows) > len(texts)
+        held = torch.cat([weights[site] for site in features.counts])
+        scores = features.score(Linear(held, 0.5)).tolist()
+        for text, score in zip(texts, scores, strict=True):
+            row = tokenizer(format_prompt(tokenizer, text), add_special_tokens=False, return_tensors="pt")
+            with torch.no_grad(), model.trigger_log() as log:
+                model(input_ids=row["input_ids"])
+            assert log[0].score == pytest.approx(score, abs=1e-4)
+
+
 def test_each_request_is_scored_by_a_trigger_that_saw_neither_it_nor_its_wrapping():
     examples = examples_of(prompt_set(), folds=2, seed=0, most=300)
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(len(examples), 3, generator=generator, dtype=torch.float64)
+    features = noise(len(examples))
     harmful = torch.tensor([e.harmful for e in examples])
     first = torch.tensor([e.fold == 0 for e in examples])
-    features[:, 0] = torch.where(first, harmful.double(), 0.0)  # gives away the labels of the first fold
+    features.ends[:, 0] = torch.where(first, harmful.float(), 0.0)  # gives away the labels of the first fold
     _, aucs, scores, trigger = cross_fitted(examples, features)
     assert not scores.isnan().any()
     assert set(aucs) == {e.source for e in examples if e.source}
     assert area_under_curve(scores[first & harmful], scores[first & ~harmful]) < 0.7  # its fold was not seen
-    seen = trigger.score(features)
+    seen = features.score(trigger)
     assert area_under_curve(seen[first & harmful], seen[first & ~harmful]) > 0.95
 
 
 def test_a_wrapping_is_scored_by_a_trigger_that_did_not_learn_what_gives_it_away():
     examples = examples_of(prompt_set(), folds=2, seed=0, most=300)
-    features = torch.randn(len(examples), 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    features = noise(len(examples))
     harmful = torch.tensor([e.harmful for e in examples])
     own = torch.tensor([e.source == "a" for e in examples])
-    features[:, 0] = torch.where(own, harmful.double(), 0.0)
+    features.ends[:, 0] = torch.where(own, harmful.float(), 0.0)
     _, aucs, scores, trigger = cross_fitted(examples, features)
     assert aucs["a"] < 0.7
     assert area_under_curve(scores[own & harmful], scores[own & ~harmful]) < 0.7
-    seen = trigger.score(features)
+    seen = features.score(trigger)
     assert area_under_curve(seen[own & harmful], seen[own & ~harmful]) > 0.95
 
 
@@ -178,7 +244,8 @@ def test_requests_longer_than_the_context_are_shortened():
         whole = read(["ab " * 400])
     with pytest.warns(UserWarning, match="longer than 512 tokens"):
         named = read(["ab " * 400], max_length=512)
-    assert all(torch.equal(whole[site], named[site]) for site in whole)
+    assert torch.equal(whole.ends, named.ends)
+    assert torch.equal(whole.windows, named.windows)
 
 
 def test_templates_are_also_tried_with_their_text_on_the_other_side():
@@ -225,8 +292,10 @@ def test_a_request_counts_by_its_highest_score_whatever_its_wrapping(monkeypatch
         scores = [
             0.0 if "more" in text and "DAN" in text else score for text, score in zip(texts, scores, strict=True)
         ]
-        parts = torch.tensor(scores).view(-1, 1, 1).expand(-1, 24, 2) / 48
-        return dict.fromkeys(model.get_trigger(), parts)
+        counts = {site: len(part) for site, part in model.get_trigger().items()}
+        neurons = sum(counts.values())
+        each = torch.tensor(scores).unsqueeze(1).expand(-1, neurons) / (2 * neurons)
+        return Features(each, each, torch.arange(len(texts)), counts)
 
     monkeypatch.setattr("neurontune_peft.training.flagged.trigger_features", read)
     found = nearly_flagged(model, tokenizer, given, share=0.5)

@@ -21,7 +21,7 @@ def requests(rows: int = 6, length: int = 6, *, seed: int = 0) -> torch.Tensor:
 
 
 def dynamic_config(base: PreTrainedModel, **options: object) -> NeuronTuneConfig:
-    template = {"trigger_suffix": SUFFIX, "trigger_opening": OPENING}
+    template = {"trigger_suffix": SUFFIX, "trigger_opening": OPENING, "trigger_window": 4}
     settings = {"task_type": "CAUSAL_LM", "modulation": "dynamic"} | template | options
     if "neurons" not in options:
         settings["neurons"] = some_neurons(base)

@@ -183,21 +183,23 @@ class Playground:
         """The adapter's neurons where the request ends, those that scaling changes most first."""
         template = None if self.chat_template is None else os.fspath(self.chat_template)
         config = self.config
-        ends = {"suffix": config.trigger_suffix, "opening": config.trigger_opening} if self.dynamic else {}
+        suffix = config.trigger_suffix if self.dynamic else None
         found = trigger_features(
             self.model,
             self.tokenizer,
             [prompt],
             adapter_name=self.name,
-            suffix=ends.get("suffix"),
-            opening=ends.get("opening"),
+            suffix=suffix,
+            opening=None,
             chat_template=template,
         )
+        ends = iter(found.ends[0].split(list(found.counts.values())))
         fired = []
         for site, layer in self._tuner.neuron_layers(self.name).items():
+            own = next(ends)
             scales = 1 + layer.neurontune_delta[self.name].detach() * layer.neurontune_strength[self.name]
             for role, part in layer.roles[self.name].items():
-                rows = (layer.neurontune_index[self.name][part], found[site][0, part, 0], scales[part])
+                rows = (layer.neurontune_index[self.name][part], own[part], scales[part])
                 fired += [
                     Fired(site, int(index), role, float(activation), float(scale))
                     for index, activation, scale in zip(*(row.tolist() for row in rows), strict=True)

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from neurontune_peft.training.logistic import Linear, area_under_curve, fit_logistic
+from neurontune_peft.training.features import Features
+from neurontune_peft.training.logistic import Linear, area_under_curve
 from neurontune_peft.training.requests import Example
+from neurontune_peft.training.windowed import fit_windowed
 from neurontune_peft.tuner.trigger import TRIGGER_DTYPE
 
 L2 = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 def cross_fitted(
-    examples: Sequence[Example], features: Tensor, *, chosen_for_reading: bool = False
+    examples: Sequence[Example], features: Features, *, chosen_for_reading: bool = False
 ) -> tuple[float, dict[str, float], Tensor, Linear]:
     """
     Keep each fold of the requests back once, and with it each family and frame in turn; then fit on all examples.
@@ -27,7 +29,7 @@ def cross_fitted(
 
     Args:
         examples (`Sequence[Example]`): The examples.
-        features (`torch.Tensor`): Their features, shape `(n, k)`.
+        features ([`Features`]): What a trigger reads of them.
         chosen_for_reading (`bool`, *optional*, defaults to `False`):
             Never keep back the half of the requests that has chosen the neurons.
 
@@ -53,11 +55,11 @@ def cross_fitted(
     sources = dict.fromkeys(source for aucs in by_fold for source in aucs)
     mean_auc = {s: fmean(aucs[s] for aucs in by_fold if s in aucs) for s in sources}
     labels = torch.tensor([example.harmful for example in examples])
-    return l2, mean_auc, scores, fit_logistic(features, labels, l2=l2, precision=TRIGGER_DTYPE)
+    return l2, mean_auc, scores, fit_windowed(features, labels, l2=l2, precision=TRIGGER_DTYPE)
 
 
 def cross_scored(
-    examples: Sequence[Example], features: Tensor, l2: float, *, fold: int
+    examples: Sequence[Example], features: Features, l2: float, *, fold: int
 ) -> tuple[dict[str, float], Tensor]:
     """Source to the area under the curve without it, and scores `(n,)`, NaN outside the fold."""
     labels = torch.tensor([example.harmful for example in examples])
@@ -65,11 +67,12 @@ def cross_scored(
     sources = [example.source for example in examples]
     plain = kept & torch.tensor([source is None for source in sources])
     scores = torch.full((len(examples),), math.nan, dtype=torch.float64)
-    scores[plain] = fit_logistic(features[~kept], labels[~kept], l2=l2).score(features[plain])
+    scores[plain] = features.of(plain).score(fit_windowed(features.of(~kept), labels[~kept], l2=l2))
     aucs: dict[str, float] = {}
     for source in dict.fromkeys(s for s in sources if s is not None):
         own = torch.tensor([s == source for s in sources])
-        there = fit_logistic(features[~kept & ~own], labels[~kept & ~own], l2=l2).score(features)
+        seen = ~kept & ~own
+        there = features.score(fit_windowed(features.of(seen), labels[seen], l2=l2))
         scores[own & kept] = there[own & kept]
         positive, negative = there[own & kept & labels], there[(own & kept | plain) & ~labels]
         if len(positive) and len(negative):

@@ -14,6 +14,7 @@ from peft import PeftModel
 from neurontune_peft.prompts import Prompt, PromptSet
 from neurontune_peft.prompts.records import PLACEHOLDER
 from neurontune_peft.training.features import trigger_features
+from neurontune_peft.training.logistic import Linear
 from neurontune_peft.training.trigger import check_adapter
 
 FEWEST = 40  # harmless requests of each kind that are kept where there are as many
@@ -72,12 +73,13 @@ def nearly_flagged(
         adapter_name=adapter_name,
         suffix=config.trigger_suffix,
         opening=config.trigger_opening,
+        window=config.trigger_window,
         batch_size=batch_size,
         max_length=max_length,
         chat_template=chat_template,
     )
-    scores = sum((part * weights[site].float().cpu()).sum(dim=(1, 2)) for site, part in features.items())
-    highest = torch.as_tensor(scores).view(len(harmless), -1).amax(dim=1)  # (n,)
+    held = torch.cat([weights[site].cpu() for site in features.counts])  # (k, 2)
+    highest = features.score(Linear(held, config.trigger_bias)).view(len(harmless), -1).amax(dim=1)  # (n,)
     kept: set[str] = set()
     for kind in ("benign", "borderline"):
         own = sorted(
@@ -113,6 +115,7 @@ def trigger_aside(model: PeftModel) -> Iterator[None]:
         "ramp": config.trigger_ramp,
         "suffix": config.trigger_suffix,
         "opening": config.trigger_opening,
+        "window": config.trigger_window,
     }
     tuner.set_modulation("static", adapter_name=name)
     try:

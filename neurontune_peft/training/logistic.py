@@ -15,7 +15,7 @@ class Linear:
     A linear score.
 
     Args:
-        weights (`torch.Tensor`): Shape `(k,)`, float64.
+        weights (`torch.Tensor`): Shape `(k,)`, or `(k, 2)` for [`Features`]; float64.
         bias (`float`): The score of zeros.
     """
 

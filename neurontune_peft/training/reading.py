@@ -86,7 +86,7 @@ def reading_scores(
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     tuned: Any = get_peft_model(model, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=candidates))
     try:
-        parts = trigger_features(
+        features = trigger_features(
             tuned,
             tokenizer,
             [example.text for example in examples],
@@ -104,10 +104,10 @@ def reading_scores(
         for parameter, flag in flags:  # PEFT freezes the base model
             parameter.requires_grad_(flag)
     labels = torch.tensor([example.harmful for example in examples])
-    places = elimination(torch.cat(list(parts.values()), dim=1), labels, seed=seed)
-    scores = (1 / (1 + places.double())).float().split([part.shape[1] for part in parts.values()])
+    places = elimination(features.means, labels, seed=seed)
+    scores = (1 / (1 + places.double())).float().split(list(features.counts.values()))
     values = {site: torch.zeros(width) for site, width in candidates.widths.items()}
-    for site, own in zip(parts, scores, strict=True):
+    for site, own in zip(features.counts, scores, strict=True):
         values[site][indices[site]] = own
     return Scores(values={ROLE: values}, metadata={"method": "reading", "seed": str(seed)})
 
@@ -138,7 +138,7 @@ def with_readers(neurons: Neurons, reading: Scores, count: int) -> Neurons:
 
 def elimination(features: Tensor, labels: Tensor, *, seed: int = 0) -> Tensor:
     """
-    Place of each neuron in the mean order of several recursive feature eliminations, `(k,)`: 0 for the one needed most.
+    Place of each neuron in the mean order of several recursive feature eliminations, `(k,)`: 0 is needed most.
 
     Each sees a part of the requests, as which neurons a single one keeps hangs on the requests that it saw. Places are
     averaged on a logarithmic scale, on which being first or tenth differs as much as being tenth or hundredth.

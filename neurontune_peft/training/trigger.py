@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from peft import PeftModel
 
 from neurontune_peft.prompts import PromptSet
@@ -18,8 +17,10 @@ from neurontune_peft.training.features import trigger_features
 from neurontune_peft.training.logistic import Linear
 from neurontune_peft.training.requests import FOLDS, Example, examples_of
 from neurontune_peft.tuner.layer import NeuronTuneLayer
+from neurontune_peft.tuner.modulation import check_window
 
 FEWEST = 40  # requests of either kind from which anything can be learnt and stated
+WINDOW = 24  # tokens; measured with benchmarks/trigger.py
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def fit_trigger(
     lowest_auc: float = 0.6,
     folds: int = FOLDS,
     chosen_for_reading: bool = False,
+    window: int | None = WINDOW,
     examples_per_kind: int = 300,
     batch_size: int = 16,
     max_length: int | None = None,
@@ -85,11 +87,12 @@ def fit_trigger(
     Give the active adapter a trigger that fires on harmful requests, in place.
 
     A logistic regression on the unscaled activations of the adapter's neurons where the prompt ends, and on their
-    means over the user's turn (`ours`). It is fitted on requests of the train split: harmful ones plain, attacked and
-    in harmless frames, against benign and borderline ones plain, in the same templates and in the same frames;
-    templates also with their text on the other side of the request. Each part of the requests is kept back once, and
-    with it each family and frame in turn: how well the trigger reads what it was not fitted on chooses the
-    regularisation, and the scores of harmless requests there set the threshold. What is written is fitted on all.
+    means over that short window of the user's turn whose score is highest (`ours`). It is fitted on requests of the
+    train split: harmful ones plain, attacked and in harmless frames, against benign and borderline ones plain, in the
+    same templates and in the same frames; templates also with their text on the other side of the request. Each part
+    of the requests is kept back once, and with it each family and frame in turn: how well the trigger reads what it
+    was not fitted on chooses the regularisation, and the scores of harmless requests there set the threshold. What is
+    written is fitted on all.
 
     Args:
         model (`PeftModel`): A model with one active NeuronTune adapter.
@@ -106,6 +109,9 @@ def fit_trigger(
             Whether [`reading_scores`] chose some of the neurons, with the same `seed` and `examples_per_kind`. The
             half of the requests that it looked at is then never kept back: neurons that suit them would flatter what
             is measured on them.
+        window (`int`, *optional*, defaults to `24`):
+            Number of tokens of the windows that means are over, each of which overlaps the next by half; even. `None`:
+            one mean over the whole turn, which text around a request dilutes.
         examples_per_kind (`int`, *optional*, defaults to `300`): Most requests of each kind.
         batch_size (`int`, *optional*, defaults to `16`): Requests per forward pass.
         max_length (`int`, *optional*): Most tokens of a request; the model's context when left out.
@@ -133,6 +139,7 @@ def fit_trigger(
         full_strength_budget=full_strength_budget,
         folds=folds,
         chosen_for_reading=chosen_for_reading,
+        window=window,
         examples_per_kind=examples_per_kind,
         seed=seed,
     )
@@ -140,17 +147,17 @@ def fit_trigger(
         "suffix": generation_suffix(tokenizer, chat_template=chat_template),
         "opening": turn_opening(tokenizer, chat_template=chat_template),
     }
-    parts = trigger_features(
+    features = trigger_features(
         model,
         tokenizer,
         [example.text for example in examples],
         adapter_name=adapter_name,
         **template,
+        window=window,
         batch_size=batch_size,
         max_length=max_length,
         chat_template=chat_template,
     )
-    features = torch.cat([part.flatten(1) for part in parts.values()], dim=1)  # (n, 2 k)
     l2, family_auc, scores, trigger = cross_fitted(examples, features, chosen_for_reading=chosen_for_reading)
     measured = ~scores.isnan()
     scores, examples = scores[measured], [e for e, kept in zip(examples, measured, strict=True) if kept]
@@ -172,8 +179,7 @@ def fit_trigger(
         missed=tuple(e.text for e, fired in zip(examples, fires, strict=True) if e.harmful and not fired),
         flagged=tuple(e.text for e, fired in zip(examples, fires, strict=True) if not e.harmful and fired),
     )
-    counts = {site: part.shape[1] for site, part in parts.items()}
-    write_trigger(model, adapter_name, fit, trigger, counts, template)
+    write_trigger(model, adapter_name, fit, trigger, features.counts, {**template, "window": window})
     return fit
 
 
@@ -184,6 +190,7 @@ def check_fittable(
     full_strength_budget: float = 0.03,
     folds: int = FOLDS,
     chosen_for_reading: bool = False,
+    window: int | None = WINDOW,
     examples_per_kind: int = 300,
     seed: int = 0,
 ) -> list[Example]:
@@ -196,11 +203,12 @@ def check_fittable(
         full_strength_budget (`float`, *optional*, defaults to `0.03`): Likewise.
         folds (`int`, *optional*, defaults to `4`): Parts of the train requests.
         chosen_for_reading (`bool`, *optional*, defaults to `False`): Likewise.
+        window (`int`, *optional*, defaults to `24`): Likewise.
         examples_per_kind (`int`, *optional*, defaults to `300`): Most requests of each kind.
         seed (`int`, *optional*, defaults to `0`): Decides which requests are kept back together.
 
     Raises:
-        ValueError: When the budget or the number of folds is impossible, or there are too few requests.
+        ValueError: When the budget, the number of folds or the window is impossible, or there are too few requests.
     """
     shares = {"false_positive_budget": false_positive_budget, "full_strength_budget": full_strength_budget}
     for name, value in shares.items():
@@ -213,6 +221,7 @@ def check_fittable(
             f"got folds={folds} for neurons chosen for reading; expected an even number, one half of which measures; "
             f"use {FOLDS}"
         )
+    check_window(window, "window")
     examples = examples_of(prompts, folds=folds, seed=seed, most=examples_per_kind)
     check_enough(examples, false_positive_budget, measured=0.5 if chosen_for_reading else 1.0)
     return examples
@@ -260,13 +269,13 @@ def write_trigger(
     fit: TriggerFit,
     trigger: Linear,
     counts: Mapping[str, int],
-    template: Mapping[str, Sequence[int] | None],
+    reads: Mapping[str, Any],
 ) -> None:
     """Put a trigger into the adapter, or, where it separates too little, leave the adapter static and say so."""
     tuner: Any = model.base_model
     if fit.dynamic:
-        parts = trigger.weights.view(-1, 2).split(list(counts.values()))
-        options: dict[str, Any] = {"bias": trigger.bias, "threshold": fit.threshold, "ramp": fit.ramp, **template}
+        parts = trigger.weights.split(list(counts.values()))
+        options: dict[str, Any] = {"bias": trigger.bias, "threshold": fit.threshold, "ramp": fit.ramp, **reads}
         tuner.set_trigger(dict(zip(counts, parts, strict=True)), adapter_name=adapter_name, **options)
     else:
         warnings.warn(

@@ -18,7 +18,13 @@ from neurontune_peft.neurons import Neurons
 from neurontune_peft.tuner.adapter_file import check_adapter_file, check_cached
 from neurontune_peft.tuner.checksum import CONFIG_KEY, check_settings, config_checksum
 from neurontune_peft.tuner.counts import check_counts_fit, check_neuron_counts, is_counts
-from neurontune_peft.tuner.modulation import DYNAMIC_FORMAT, STATIC_FORMAT, TRIGGER_FIELDS, check_modulation
+from neurontune_peft.tuner.modulation import (
+    STATIC_FORMAT,
+    TRIGGER_FIELDS,
+    WINDOW_FORMAT,
+    check_modulation,
+    format_of,
+)
 from neurontune_peft.tuner.names import METHOD
 from neurontune_peft.tuner.presets import check_presets
 from neurontune_peft.tuner.saved import finish_saved
@@ -73,8 +79,11 @@ class NeuronTuneConfig(PeftConfig):
             Token ids with which the chat template ends a prompt ([`generation_suffix`]); the score is read where the
             last of them ends in a row. Without it, at the row's last token.
         trigger_opening (`list[int]`, *optional*):
-            Token ids with which the chat template opens a user's turn ([`turn_opening`]); the trigger's mean is over
+            Token ids with which the chat template opens a user's turn ([`turn_opening`]); the trigger's means are over
             the tokens after the last of them. Without it, over all but the row's first.
+        trigger_window (`int`, *optional*):
+            The trigger reads means over windows of so many tokens, each of which overlaps the next by half, and the
+            highest counts. Without it, one mean over the whole turn. Not written where there is none.
         recheck_every (`int`, *optional*): Decide again after every so many tokens of the answer.
         presets (`dict`, *optional*):
             Name to a setting of the dials (`strength`, `counts`, `threshold`) for [`~NeuronTuneModel.use_preset`], as
@@ -83,7 +92,7 @@ class NeuronTuneConfig(PeftConfig):
             Checksum of the fields that decide what the adapter does. Written when the adapter is saved; compared, and
             then forgotten, when a configuration is made of a file.
         format_version (`int`, *optional*, defaults to `1`):
-            Version of the adapter's file format; 2 with dynamic modulation.
+            Version of the adapter's file format; 2 with dynamic modulation, 3 where its trigger reads windows.
 
     Example:
 
@@ -139,6 +148,7 @@ class NeuronTuneConfig(PeftConfig):
     trigger_opening: list[int] | None = field(
         default=None, metadata={"help": "Token ids with which the chat template opens a user's turn."}
     )
+    trigger_window: int | None = field(default=None, metadata={"help": "Means over windows of so many tokens."})
     recheck_every: int | None = field(default=None, metadata={"help": "Decide again after so many answer tokens."})
     presets: dict[str, dict[str, Any]] | None = field(
         default=None, metadata={"help": "Name to a setting of the dials, chosen from measurements."}
@@ -148,9 +158,9 @@ class NeuronTuneConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_format_version(self.format_version, DYNAMIC_FORMAT, what="adapter configuration")
+        check_format_version(self.format_version, WINDOW_FORMAT, what="adapter configuration")
         check_modulation(self)
-        self.format_version = DYNAMIC_FORMAT if self.modulation == "dynamic" else STATIC_FORMAT
+        self.format_version = format_of(self.modulation, self.trigger_window)
         self.peft_type = PeftType[METHOD]
         # Lists become sets, as in PEFT's own configurations; the names that an adapter finds by itself stay in order.
         if isinstance(self.target_modules, (list, tuple)):
@@ -206,8 +216,8 @@ class NeuronTuneConfig(PeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; the same configuration always gives the same text."""
         unsaved = ("neurons", "strict", CONFIG_KEY, *(TRIGGER_FIELDS if self.modulation == "static" else ()))
-        # Versions without presets warn of fields that they do not know.
-        optional = ("presets",) if self.presets is None else ()
+        # Older versions warn of fields that they do not know.
+        optional = tuple(name for name in ("presets", "trigger_window") if getattr(self, name) is None)
         saved = [name for name in self.__dataclass_fields__ if name not in (*unsaved, *optional)]
         values = {name: getattr(self, name) for name in saved}
         return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from neurontune_peft.tuner.kept import NEVER, Record, Verdict, flat_mask
 from neurontune_peft.tuner.rows import RowPlan
 from neurontune_peft.tuner.trigger import NOWHERE, Reading, gated, prompt_ends, turns
+from neurontune_peft.tuner.windows import highest_window
 
 logger = logging.get_logger(__name__)
 
@@ -58,7 +59,7 @@ def ends_in(call: Call, config: Any) -> Tensor:
     """Where prompts end among the tokens of a call, shape `(B,)`, counted from the cache's start; else `NOWHERE`."""
     assert call.inputs is not None
     tokens, length = call.tokens, call.past + call.tokens.shape[1]
-    mask = flat_mask(call.inputs.get("attention_mask"), length)
+    mask = flat_mask(call.inputs.get("attention_mask"), len(tokens), length)
     suffix = config.trigger_suffix
     if suffix is None or call.inputs.get("input_ids") is None:
         if call.record is not None:  # without a template nothing tells a new turn from an answer
@@ -93,7 +94,8 @@ def reading_at(call: Call, name: str) -> Reading:
     if every is not None:
         later = positions + torch.arange(0, length, every, device=positions.device)  # (B, P)
         positions = torch.where((positions == NOWHERE) | (later >= length), NOWHERE, later)
-    return Reading(name=name, positions=positions, length=length, turn=turn_in(call, name))
+    window = call.config(name).trigger_window
+    return Reading(name=name, positions=positions, length=length, turn=turn_in(call, name), window=window)
 
 
 def turn_in(call: Call, name: str) -> Tensor:
@@ -101,7 +103,7 @@ def turn_in(call: Call, name: str) -> Tensor:
     assert call.inputs is not None
     assert call.ends is not None
     ends, opening = call.ends[name], call.config(name).trigger_opening
-    mask = flat_mask(call.inputs.get("attention_mask"), call.past + call.tokens.shape[1])
+    mask = flat_mask(call.inputs.get("attention_mask"), len(call.tokens), call.past + call.tokens.shape[1])
     if call.inputs.get("input_ids") is None:
         ids, opening = torch.zeros(call.tokens.shape[:2], dtype=torch.long, device=ends.device), None
     else:
@@ -132,7 +134,8 @@ def rechecks(call: Call) -> tuple[Reading, ...]:
             nowhere = torch.full((len(waits), 1), NOWHERE, device=waits.device)
             positions = nowhere if positions is None else positions
             turn = turn_in(call, name) & waits
-            readings.append(Reading(name=name, positions=positions, length=length, turn=turn))
+            window = call.config(name).trigger_window
+            readings.append(Reading(name=name, positions=positions, length=length, turn=turn, window=window))
     return tuple(readings)
 
 
@@ -174,9 +177,10 @@ def verdict_on(config: Any, reading: Reading, call: Call, old: Verdict | None) -
     assert call.ends is not None
     device = call.tokens.device
     ends = call.ends[reading.name]
-    turn_sum, turn_count = turn_of(reading, ends, old)
+    turn_scores, turn = turn_of(reading, ends, old)
     score = torch.zeros(reading.positions.shape) if reading.score is None else reading.score
-    score = score.detach().to(device) + (turn_sum / turn_count.clamp(min=1)).unsqueeze(1) + config.trigger_bias
+    over_turn = highest_window(turn_scores, turn, reading.window).unsqueeze(1)  # (B, 1)
+    score = score.detach().to(device) + over_turn + config.trigger_bias
     score = score.masked_fill(reading.positions == NOWHERE, torch.nan)
     reading.score = score  # (B, P)
     strengths = gated(config, score[:, 0])
@@ -188,26 +192,29 @@ def verdict_on(config: Any, reading: Reading, call: Call, old: Verdict | None) -
         starts = torch.where(fires.any(dim=1), torch.where(place == ends, 0, place + 1), NEVER)
         strengths = torch.where(starts == NEVER, 0.0, gated(config, score.gather(1, first.unsqueeze(1)).squeeze(1)))
     if old is None:
-        return Verdict(strengths=strengths, starts=starts, ends=ends, turn_sum=turn_sum, turn_count=turn_count)
+        return Verdict(strengths=strengths, starts=starts, ends=ends, turn_scores=turn_scores, turn=turn)
     read = (ends != NOWHERE) if config.recheck_every is None else (reading.positions != NOWHERE).any(dim=1)
     return Verdict(
         strengths=torch.where(read, strengths, old.strengths),
         starts=torch.where(read, starts, old.starts),
         ends=torch.where(ends == NOWHERE, old.ends, ends),
-        turn_sum=turn_sum,
-        turn_count=turn_count,
+        turn_scores=turn_scores,
+        turn=turn,
     )
 
 
 def turn_of(reading: Reading, ends: Tensor, old: Verdict | None) -> tuple[Tensor, Tensor]:
-    """Weighted sum over the tokens of each row's turn and their number, with what earlier calls saw of the turn."""
-    count = torch.zeros_like(ends) if reading.turn is None else reading.turn.sum(dim=1).to(ends.device)
-    found = torch.zeros(len(ends)) if reading.turn_sum is None else reading.turn_sum.detach()
-    total = found.to(ends.device)
+    """Weighted sums at tokens and whether they are of each row's turn, `(B, S)`, with what earlier calls saw of it."""
+    assert reading.turn is not None
+    turn = reading.turn.to(ends.device)
+    scores = torch.zeros(turn.shape) if reading.turn_scores is None else reading.turn_scores.detach()
+    scores = scores.to(ends.device)
     if old is None:
-        return total, count
-    goes_on = (old.ends == NOWHERE) | (ends == NOWHERE)
-    return total + torch.where(goes_on, old.turn_sum, 0.0), count + torch.where(goes_on, old.turn_count, 0)
+        return scores, turn
+    if not bool(turn.any()):  # an answer, at whose tokens nothing is kept
+        return old.turn_scores, old.turn
+    goes_on = ((old.ends == NOWHERE) | (ends == NOWHERE)).unsqueeze(1)
+    return torch.cat([old.turn_scores, scores], dim=1), torch.cat([old.turn & goes_on, turn], dim=1)
 
 
 def plan_of(record: Record, call: Call, *, readings: tuple[Reading, ...] = ()) -> RowPlan:

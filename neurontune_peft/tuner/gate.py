@@ -175,5 +175,6 @@ def _attached(trigger: Trigger, model: nn.Module, *, strict: bool) -> PeftModel:
         threshold=trigger.fields["trigger_threshold"],
         suffix=trigger.fields["trigger_suffix"],
         opening=trigger.fields["trigger_opening"],
+        window=trigger.fields["trigger_window"],
     )
     return peft_model.eval()

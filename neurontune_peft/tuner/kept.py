@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -26,15 +26,19 @@ class Verdict:
         strengths (`torch.Tensor`): Shape `(B,)`.
         starts (`torch.Tensor`): First position at which the strength acts, shape `(B,)`; 0 for the whole row.
         ends (`torch.Tensor`): Where the prompt ends, shape `(B,)`.
-        turn_sum (`torch.Tensor`): The trigger's weighted sum over the tokens of the turn so far, shape `(B,)`.
-        turn_count (`torch.Tensor`): Number of these tokens, shape `(B,)`.
+        turn_scores (`torch.Tensor`): The trigger's weighted sum at the tokens of calls so far, shape `(B, S)`.
+        turn (`torch.Tensor`): Which of these tokens belong to the turn, bool, shape `(B, S)`.
     """
 
     strengths: Tensor
     starts: Tensor
     ends: Tensor
-    turn_sum: Tensor
-    turn_count: Tensor
+    turn_scores: Tensor
+    turn: Tensor
+
+    def settled(self) -> Verdict:
+        """Without the tokens of the turn, which tell nothing more once all is decided."""
+        return replace(self, turn_scores=self.turn_scores[:, :0], turn=self.turn[:, :0])
 
 
 @dataclass
@@ -116,9 +120,28 @@ def named_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     return dict(zip(names, args, strict=False)) | dict(kwargs)
 
 
-def flat_mask(mask: Any, length: int) -> Tensor | None:
-    """The attention mask `(B, T)`, where it has that form; other forms say nothing about padding."""
-    return mask if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == length else None
+def flat_mask(mask: Any, rows: int, length: int) -> Tensor | None:
+    """
+    Which tokens are real and no padding, `(B, length)`; `None` where a mask does not tell.
+
+    Args:
+        mask (`Any`): An attention mask `(B, T)`, or, as models with static caches get it, which tokens each token may
+            attend to, `(B, 1, T, S)`, bool or additive; or several of these by kind of layer.
+        rows (`int`): Number of rows B.
+        length (`int`): Number of tokens so far.
+    """
+    if isinstance(mask, Mapping):
+        parts = [flat_mask(part, rows, length) for part in mask.values()]
+        known = [part for part in parts if part is not None]
+        return torch.stack(known).any(dim=0) if known else None
+    if not isinstance(mask, Tensor):
+        return None
+    if mask.ndim == 2:
+        return mask if mask.shape[1] == length else None
+    if mask.ndim != 4 or mask.shape[-1] < length or mask.shape[0] not in (1, rows):
+        return None
+    attends = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    return attends[:, 0].any(dim=1)[:, :length].expand(rows, -1)
 
 
 def prefix_inputs(model: nn.Module, inputs: Mapping[str, Any], ids: Tensor) -> dict[str, Any]:
@@ -158,7 +181,7 @@ def selected_record(record: Record, rows: list[int]) -> Record:
         rows (`list[int]`): The rows that stay.
     """
     verdicts = {
-        name: Verdict(**{part.name: getattr(verdict, part.name)[rows] for part in fields(Verdict)})
+        name: Verdict(**{part.name: getattr(verdict.settled(), part.name)[rows] for part in fields(Verdict)})
         for name, verdict in record.verdicts.items()
     }
     return _decided(len(rows), verdicts)
@@ -175,7 +198,7 @@ def joined_record(first: Record, second: Record) -> Record:
     """
     verdicts = {}
     for name, mine in first.verdicts.items():
-        pair = (mine, second.verdicts[name])
+        pair = (mine.settled(), second.verdicts[name].settled())
         verdicts[name] = Verdict(
             **{part.name: torch.cat([getattr(v, part.name) for v in pair]) for part in fields(Verdict)}
         )

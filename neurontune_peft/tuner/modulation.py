@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-# Version 2 of the file format is version 1 with a trigger; adapters without one are still written as version 1.
-STATIC_FORMAT, DYNAMIC_FORMAT = 1, 2
+# Version 2 of the file format is version 1 with a trigger, version 3 is version 2 with a trigger that reads windows.
+# Adapters are written in the oldest version that can hold them.
+STATIC_FORMAT, DYNAMIC_FORMAT, WINDOW_FORMAT = 1, 2, 3
 # Fields of the configuration that only dynamic adapters write.
 TRIGGER_FIELDS = (
     "modulation",
@@ -18,8 +19,16 @@ TRIGGER_FIELDS = (
     "trigger_ramp",
     "trigger_suffix",
     "trigger_opening",
+    "trigger_window",
     "recheck_every",
 )
+
+
+def format_of(modulation: str, window: int | None) -> int:
+    """The oldest version of the file format that can hold an adapter."""
+    if modulation == "static":
+        return STATIC_FORMAT
+    return DYNAMIC_FORMAT if window is None else WINDOW_FORMAT
 
 
 def check_modulation(config: Any) -> None:
@@ -48,7 +57,22 @@ def check_modulation(config: Any) -> None:
         )
     _check_tokens("trigger_suffix", config.trigger_suffix, "generation_suffix")
     _check_tokens("trigger_opening", config.trigger_opening, "turn_opening")
+    check_window(config.trigger_window)
     _check_recheck(config)
+
+
+def check_window(window: object, name: str = "trigger_window") -> None:
+    """
+    Refuse impossible windows.
+
+    Raises:
+        ValueError: When the number of tokens is no positive even one.
+    """
+    if window is not None and (type(window) is not int or window < 2 or window % 2):
+        raise ValueError(
+            f"got {name}={window!r}; expected a positive even number of tokens, as windows overlap by half, or None "
+            "for means over whole turns; use 24"
+        )
 
 
 def _check_tokens(name: str, tokens: object, source: str) -> None:

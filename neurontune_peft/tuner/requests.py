@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from neurontune_peft.tuner.dynamic import install_hooks
 from neurontune_peft.tuner.layer import NeuronTuneLayer, check_finite
-from neurontune_peft.tuner.modulation import DYNAMIC_FORMAT, STATIC_FORMAT
+from neurontune_peft.tuner.modulation import format_of
 from neurontune_peft.tuner.rows import CURRENT
 from neurontune_peft.tuner.trigger import TRIGGER_DTYPE, TriggerDecision
 
@@ -84,7 +84,7 @@ class Requests:
 
         Returns:
             `dict[str, torch.Tensor]`: Site to shape `(k, 2)`, bfloat16: weights of the neurons' activations where the
-            prompt ends, and of their mean over the turn; empty for static modulation.
+            prompt ends, and of their means over the turn; empty for static modulation.
         """
         layers = self.neuron_layers(adapter_name)
         held = {site: x.neurontune_trigger for site, x in layers.items() if adapter_name in x.neurontune_trigger}
@@ -99,6 +99,7 @@ class Requests:
         suffix: Sequence[int] | None,
         opening: Sequence[int] | None = None,
         ramp: float = 0.0,
+        window: int | None = None,
         adapter_name: str = "default",
     ) -> None:
         """
@@ -107,13 +108,16 @@ class Requests:
         Args:
             weights (`Mapping[str, torch.Tensor]`):
                 Site to the weights of its neurons in the adapter's order: `(k, 2)`, for their activations where the
-                prompt ends and for their mean over the turn, or `(k,)` for the former alone. Kept as bfloat16.
+                prompt ends and for their means over the turn, or `(k,)` for the former alone. Kept as bfloat16.
             bias (`float`): Added to the weighted sum of activations.
             threshold (`float`): Scores above it trigger.
             suffix (`Sequence[int]`, *optional*): Token ids of the chat template's generation prompt.
             opening (`Sequence[int]`, *optional*): Token ids with which the chat template opens a user's turn.
             ramp (`float`, *optional*, defaults to `0.0`):
                 How far above the threshold a score gives the whole strength; 0 makes a step of a ramp.
+            window (`int`, *optional*):
+                Number of tokens of the windows of a turn that means are over, the highest of which counts; even.
+                Without it, one mean over the whole turn.
             adapter_name (`str`, *optional*, defaults to `"default"`): The adapter.
 
         Raises:
@@ -142,6 +146,7 @@ class Requests:
             "trigger_threshold": float(threshold),
             "trigger_gate": "ramp" if ramp else config.trigger_gate.replace("ramp", "step"),
             "trigger_ramp": float(ramp),
+            "trigger_window": window,
             "presets": None,
         }
         ids = {"trigger_suffix": suffix, "trigger_opening": opening}
@@ -181,7 +186,7 @@ class Requests:
         if modulation != config.modulation:
             config.presets = None  # they were measured with the other one
         config.modulation = modulation
-        config.format_version = DYNAMIC_FORMAT if modulation == "dynamic" else STATIC_FORMAT
+        config.format_version = format_of(modulation, config.trigger_window)
 
     def check_tokenizer(
         self,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from neurontune_peft.tuner.windows import window_means
+
 if TYPE_CHECKING:
     from neurontune_peft.tuner.scaling import Scaling
 
@@ -47,23 +49,26 @@ class Reading:
         name (`str`): The adapter to read.
         positions (`torch.Tensor`): Where, shape `(B, P)`, int64; at `NOWHERE` what is read has no meaning.
         length (`int`): Number of tokens T per row.
-        turn (`torch.Tensor`, *optional*): True at the tokens of each row's turn, shape `(B, T)`, over which a mean is
+        turn (`torch.Tensor`, *optional*): True at the tokens of each row's turn, shape `(B, T)`, over which means are
             read too.
-        keep_features (`bool`, *optional*, defaults to `False`): Keep the activations, not only their weighted sum.
+        window (`int`, *optional*): Number of tokens of each mean; without it, the whole turn.
+        keep_features (`bool`, *optional*, defaults to `False`): Keep the activations, not only their weighted sums.
         score (`torch.Tensor`, *optional*): Weighted sum at the positions so far, shape `(B, P)`.
-        turn_sum (`torch.Tensor`, *optional*): Weighted sum over the tokens of the turn so far, shape `(B,)`.
-        features (`dict`, *optional*): `id` of the layer to activations of shape `(B * P, k)`, or, with a turn and one
-            position, `(B, k, 2)`: there, and their mean over the turn.
+        turn_scores (`torch.Tensor`, *optional*): Weighted sum at each token so far, shape `(B, T)`; of meaning in the
+            turn alone.
+        features (`dict`, *optional*): `id` of the layer to activations at the positions, shape `(B * P, k)`, and means
+            over the windows of the turn, `(B, W, k)`, as [`window_means`] gives them; `None` without a turn.
     """
 
     name: str
     positions: Tensor
     length: int
     turn: Tensor | None = None
+    window: int | None = None
     keep_features: bool = False
     score: Tensor | None = None
-    turn_sum: Tensor | None = None
-    features: dict[int, Tensor] = field(default_factory=dict)
+    turn_scores: Tensor | None = None
+    features: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
     @property
     def flat_positions(self) -> Tensor:
@@ -107,22 +112,22 @@ class Reading:
         weights = layer.neurontune_trigger[self.name].float() if self.name in layer.neurontune_trigger else None
         turn = None if self.turn is None else self.turn.to(features.device)
         if self.keep_features:
-            self.features[id(layer)] = features if over is None else torch.stack([features, _mean(over, turn)], dim=-1)
+            means = None if over is None or turn is None else self._means(over, turn)
+            self.features[id(layer)] = (features, means)
         if weights is None:
             return
         # Sums and no matrix products, whose last bits depend on the number of rows.
         part = (features * weights[:, 0]).sum(dim=-1).view(self.positions.shape)  # (B, P)
         self.score = part if self.score is None else self.score + part.to(self.score.device)
         if over is not None and turn is not None:
-            total = ((over * weights[:, 1]).sum(dim=-1).view(turn.shape) * turn).sum(dim=1)  # (B,)
-            self.turn_sum = total if self.turn_sum is None else self.turn_sum + total.to(self.turn_sum.device)
+            each = (over * weights[:, 1]).sum(dim=-1).view(turn.shape)  # (B, T)
+            self.turn_scores = (
+                each if self.turn_scores is None else self.turn_scores + each.to(self.turn_scores.device)
+            )
 
-
-def _mean(over: Tensor, turn: Tensor | None) -> Tensor:
-    """Mean over the tokens of each row's turn, shape `(B, k)`."""
-    assert turn is not None
-    rows = over.view(*turn.shape, -1) * turn.unsqueeze(-1)  # (B, T, k)
-    return rows.sum(dim=1) / turn.sum(dim=1, keepdim=True).clamp(min=1)
+    def _means(self, over: Tensor, turn: Tensor) -> Tensor:
+        """Means over the windows of the turn, `(B, W, k)`, of activations at every token, `(B * T, k)`."""
+        return window_means(over.view(*turn.shape, -1), turn, self.window)[0]
 
 
 def prompt_ends(input_ids: Tensor, attention_mask: Tensor | None, suffix: Sequence[int] | None) -> Tensor:

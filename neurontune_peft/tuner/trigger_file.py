@@ -22,7 +22,7 @@ from neurontune_peft.tuner.files import AdapterFile
 from neurontune_peft.tuner.modulation import TRIGGER_FIELDS
 
 TENSORS, SETTINGS = "trigger.safetensors", "trigger.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 where means are over whole turns, which older versions read as well
 INDEX, WEIGHTS = "index", "trigger"  # names of a site's tensors in the file
 
 
@@ -86,12 +86,13 @@ class Trigger:
 
     def to_json(self) -> str:
         """Everything else."""
+        windows = self.fields["trigger_window"] is not None
         values = {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if windows else FORMAT_VERSION - 1,
             "site_widths": dict(self.widths),
             "neuron_side": self.neuron_side,
             "base_model_fingerprint": self.base_model_fingerprint,
-            **self.fields,
+            **{name: value for name, value in self.fields.items() if windows or name != "trigger_window"},
         }
         return json.dumps({**values, CONFIG_KEY: values_checksum(values)}, indent=2) + "\n"
 
@@ -113,7 +114,7 @@ class Trigger:
             widths = {site: int(width) for site, width in values["site_widths"].items()}
             indices = {site: tensors[f"{site}.{INDEX}"].long() for site in widths}
             weights = {site: tensors[f"{site}.{WEIGHTS}"] for site in widths}
-            values.setdefault("trigger_ramp", 0.0)  # files of older versions know no ramp
+            values = {"trigger_ramp": 0.0, "trigger_window": None} | values  # files of older versions know neither
             fields = {name: values[name] for name in TRIGGER_FIELDS}
             found = cls(indices, weights, widths, values["neuron_side"], fields, values.get("base_model_fingerprint"))
         except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
