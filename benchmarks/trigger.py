@@ -5,103 +5,97 @@ Which requests does a trigger catch, and would other features catch more? Detect
 
 A logistic regression as in `fit_trigger`, whose threshold lets the same share of harmless train requests trigger, each
 kept back with its wrapping. The first table chooses 3 % of the neurons in other ways: by `gradient`, which finds those
-that move answers, for what a trigger reads from them, or half of each, as `neurontune tune` does. The others take
-those of `gradient`: at the last token of the prompt, as their mean over the prompt's tokens, and both together (as an
-adapter reads them), with and without train templates whose text was moved to the other side of the request; then the
-first layers alone, as a trigger that is decided there could act on the later ones in the same pass.
+that move answers, for what a trigger reads from them, or half of each, as `neurontune tune` does. The second reads
+those of `tune` in other ways: at the last token of the prompt, as their mean over the turn, as that over the window of
+the turn whose score is highest, and several together; with and without train templates whose text was moved to the
+other side of the request. The third takes the first layers alone, as a trigger that is decided there could act on the
+later ones in the same pass.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
 
 import torch
 from common import parser, print_header, print_table, set_up
-from torch import Tensor
+from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neurontune_peft import Neurons, PromptSet, Scores, attribute, reading_scores, select
-from neurontune_peft.prompts import Prompt, encode
+from neurontune_peft import Neurons, NeuronTuneConfig, PromptSet, Scores, attribute, reading_scores, select
+from neurontune_peft.prompts import Prompt
+from neurontune_peft.prompts.chat import generation_suffix, turn_opening
 from neurontune_peft.prompts.records import PLACEHOLDER
 from neurontune_peft.training.calibration import cross_fitted
+from neurontune_peft.training.features import Features, trigger_features
 from neurontune_peft.training.frames import FRAMES
-from neurontune_peft.training.logistic import Linear, fit_logistic
-from neurontune_peft.training.reading import parted, with_readers
+from neurontune_peft.training.logistic import Linear
+from neurontune_peft.training.reading import SHARE, parted, with_readers
 from neurontune_peft.training.requests import Example, examples_of
+from neurontune_peft.training.trigger import WINDOW
+from neurontune_peft.training.windowed import fit_windowed
 
 DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo_model" / "model"
 BUDGET = 0.05
 SHARES = (0.0, 0.5, 0.9)
-POOLS = (("last",), ("mean",), ("last", "mean"))
+WINDOWS = (12, 24, 48, 96)
 DEPTHS = (1 / 3, 1 / 2, 2 / 3, 1.0)
-Features = dict[str, Tensor]  # pooling to (n, k)
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads the activations of chosen neurons of a model."""
+    """Reads the activations of chosen neurons of a model: where prompts end, over windows of the turn, or both."""
 
     model: torch.nn.Module
     tokenizer: object
     neurons: Neurons
+    window: int | None = WINDOW
+    last: bool = True
+    turn: bool = True
 
-    @torch.no_grad()
-    def read(self, texts: list[str], batch_size: int = 32) -> Features:
-        held: dict[str, Tensor] = {}
-
-        def keep(site: str, index: Tensor, module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-            held[site] = args[0][..., index]  # (B, T, k)
-
-        handles = [
-            self.model.get_submodule(site).register_forward_pre_hook(
-                lambda module, args, site=site, index=index: keep(site, index, module, args)
+    def read(self, texts: list[str]) -> Features:
+        tuned = get_peft_model(self.model, NeuronTuneConfig(task_type="CAUSAL_LM", neurons=self.neurons))
+        try:
+            found = trigger_features(
+                tuned,
+                self.tokenizer,
+                texts,
+                adapter_name="default",
+                suffix=generation_suffix(self.tokenizer),
+                opening=turn_opening(self.tokenizer),
+                window=self.window,
+                batch_size=32,
             )
-            for site, index in self.neurons.indices["safety"].items()
-        ]
-        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
-        rows: dict[str, list[Tensor]] = {"last": [], "mean": []}
-        for start in range(0, len(order), batch_size):
-            part = [texts[place] for place in order[start : start + batch_size]]
-            batch = encode(self.tokenizer, part)
-            self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=1)
-            hidden = torch.cat([held[site] for site in self.neurons.indices["safety"]], dim=-1)  # (B, T, k)
-            mask = batch.attention_mask.bool().unsqueeze(-1)
-            rows["last"] += hidden[torch.arange(len(part)), batch.last_prompt].unbind()
-            rows["mean"] += ((hidden * mask).sum(dim=1) / mask.sum(dim=1)).unbind()
-        for handle in handles:
-            handle.remove()
-        back = torch.tensor(order).argsort()
-        return {name: torch.stack(values)[back] for name, values in rows.items()}
+        finally:
+            tuned.unload()
+        # What is constant gets no weight.
+        return replace(found, ends=found.ends * self.last, windows=found.windows * self.turn)
 
 
-def fitted(examples: list[Example], features: Tensor) -> tuple[Linear, float, float]:
+def fitted(examples: list[Example], features: Features) -> tuple[Linear, float, float]:
     """The regression, its penalty, and the threshold that `BUDGET` of harmless requests exceed when kept back."""
     l2, _, scores, trigger = cross_fitted(examples, features, chosen_for_reading=True)
     kept_back = torch.tensor([not example.harmful for example in examples]) & ~scores.isnan()
     return trigger, l2, float(scores[kept_back].quantile(1 - BUDGET))
 
 
-def of(features: Features, pools: tuple[str, ...]) -> Tensor:
-    """Activations of the neurons, in the order of their sites, shape `(n, len(pools) * k)`."""
-    return torch.cat([features[pool] for pool in pools], dim=1)
-
-
-def firing(examples: list[Example], train: Tensor, tests: list[Tensor]) -> list[str]:
+def firing(reader: Reader, examples: list[Example], groups: dict[str, list[str]]) -> list[str]:
     """The share of each group of test requests that triggers."""
-    trigger, _, threshold = fitted(examples, train)
-    return [f"{(trigger.score(part) > threshold).float().mean():.0%}" for part in tests]
+    trigger, _, threshold = fitted(examples, reader.read([example.text for example in examples]))
+    scores = [reader.read(texts).score(trigger) for texts in groups.values()]
+    return [f"{(part > threshold).float().mean():.0%}" for part in scores]
 
 
-def firing_in_frames(examples: list[Example], train: Tensor, tests: dict[str, Tensor]) -> list[str]:
+def firing_in_frames(reader: Reader, examples: list[Example], groups: dict[str, list[str]]) -> list[str]:
     """The share of framed test requests that triggers when their kind of frame is not fitted on: mean, and largest."""
+    train = reader.read([example.text for example in examples])
     _, l2, threshold = fitted(examples, train)
     labels = torch.tensor([example.harmful for example in examples])
     shares = []
-    for kind, part in tests.items():
+    for kind, texts in groups.items():
         others = torch.tensor([example.source != f"frame {kind}" for example in examples])
-        trigger = fit_logistic(train[others], labels[others], l2=l2)
-        shares.append(float((trigger.score(part) > threshold).float().mean()))
+        trigger = fit_windowed(train.of(others), labels[others], l2=l2)
+        shares.append(float((reader.read(texts).score(trigger) > threshold).float().mean()))
     return [f"{fmean(shares):.0%}", f"{max(shares):.0%}"]
 
 
@@ -117,6 +111,12 @@ def framed(prompts: list[Prompt], frames: tuple[str, ...]) -> list[str]:
     return [frames[i % len(frames)].replace(PLACEHOLDER, prompt.prompt) for i, prompt in enumerate(prompts)]
 
 
+def in_stories(texts: list[str]) -> list[str]:
+    """Each text in one of the long stories, in turns."""
+    stories = FRAMES["story"]
+    return [stories[i % len(stories)].replace(PLACEHOLDER, text) for i, text in enumerate(texts)]
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model", default=str(DEMO), help="directory of a chat model")
@@ -129,43 +129,51 @@ def main() -> None:
     print_header("Trigger")
     n_prompts = 2 if given.quick else 32
     scores = attribute(model, tokenizer, prompts, method="gradient", roles=("safety",), n_prompts=n_prompts)
-    neurons = select(scores, {"safety": 0.03}, spread="auto")
+    total = sum(scores.widths.values())
     reading = reading_scores(model, tokenizer, prompts, examples_per_kind=most)
-    reader = Reader(model, tokenizer, neurons)
-    fitted_on = {
-        what: examples_of(prompts, folds=4, seed=0, most=most, move=move)
-        for what, move in (("as they are", False), ("also moved", True))
-    }
-    train = {what: reader.read([example.text for example in examples]) for what, examples in fitted_on.items()}
+    plain, moved = (examples_of(prompts, folds=4, seed=0, most=most, move=move) for move in (False, True))
     tests = {kind: prompts.select(kind=kind, split="test")[:most] for kind in ("harmful", "benign", "borderline")}
     groups = {"plain": [p.prompt for p in tests["harmful"]]}
     groups |= {f: prompts.attacked(tests["harmful"], family=f, split="test") for f in prompts.families(split="test")}
+    attacked = [text for family in prompts.families(split="test") for text in groups[family][::6]]
+    groups["attacks in a story"] = in_stories(attacked)
     groups |= {f"harmless: {kind}": [p.prompt for p in tests[kind]] for kind in ("benign", "borderline")}
     groups["harmless: wrapped"] = prompts.wrapped(tests["benign"], split="test")
+    groups["harmless: wrapped, in a story"] = in_stories(groups["harmless: wrapped"])
     by_kind = {kind: framed(tests["benign"], frames) for kind, frames in FRAMES.items()}
-    rows, moved = [], fitted_on["also moved"]
+
+    def chosen(share: float) -> Neurons:
+        counts, readers = parted({"safety": 0.03}, total, share)
+        return with_readers(select(scores, counts, spread="auto"), reading, readers)
+
+    rows = []
     for share in SHARES:
-        counts, readers = parted({"safety": 0.03}, sum(neurons.widths.values()), share)
-        own = Reader(model, tokenizer, with_readers(select(scores, counts, spread="auto"), reading, readers))
-        features = of(own.read([example.text for example in moved]), POOLS[-1])
-        fires = firing(moved, features, [of(own.read(texts), POOLS[-1]) for texts in groups.values()])
-        unseen = {kind: of(own.read(texts), POOLS[-1]) for kind, texts in by_kind.items()}
-        rows.append([f"{share:.0%}", str(own.neurons.total), *fires, *firing_in_frames(moved, features, unseen)])
+        reader = Reader(model, tokenizer, chosen(share))
+        fires = firing(reader, moved, groups) + firing_in_frames(reader, moved, by_kind)
+        rows.append([f"{share:.0%}", str(reader.neurons.total), *fires])
     frames = ["harmless: frames of unseen kinds", "worst kind"]
     print_table(["chosen for reading", "neurons", *groups, *frames], rows)
-    read = {name: reader.read(texts) for name, texts in groups.items()}
+    neurons = chosen(SHARE)
+    readers = {
+        "last": Reader(model, tokenizer, neurons, None, turn=False),
+        "turn": Reader(model, tokenizer, neurons, None, last=False),
+        f"window of {WINDOW}": Reader(model, tokenizer, neurons, last=False),
+        "last + turn": Reader(model, tokenizer, neurons, None),
+        **{f"last + window of {window}": Reader(model, tokenizer, neurons, window) for window in WINDOWS},
+    }
     rows = []
-    for what, pools in ((what, pools) for what in fitted_on for pools in POOLS):
-        fires = firing(fitted_on[what], of(train[what], pools), [of(part, pools) for part in read.values()])
-        rows.append([what, " + ".join(pools), *fires])
-    print_table(["train templates", "activations", *groups], rows)
+    for name, reader in readers.items():
+        fires = firing(reader, moved, groups) + firing_in_frames(reader, moved, by_kind)
+        rows.append([name, "also moved", *fires])
+    for name in ("last + turn", f"last + window of {WINDOW}"):
+        fires = firing(readers[name], plain, groups) + firing_in_frames(readers[name], plain, by_kind)
+        rows.append([name, "as they are", *fires])
+    print_table(["activations", "train templates", *groups, *frames], rows)
     rows = []
     for depth, (what, given_scores) in product(DEPTHS, (("answers", scores), ("reading", reading))):
-        chosen = select(first_sites(given_scores, depth), {"safety": neurons.total})
-        own = Reader(model, tokenizer, chosen)
-        features = of(own.read([example.text for example in moved]), POOLS[-1])
-        fires = firing(moved, features, [of(own.read(texts), POOLS[-1]) for texts in groups.values()])
-        rows.append([f"{len(chosen.sites)} of {len(neurons.widths)}", what, str(chosen.total), *fires])
+        own = select(first_sites(given_scores, depth), {"safety": neurons.total})
+        fires = firing(Reader(model, tokenizer, own), moved, groups)
+        rows.append([f"{len(own.sites)} of {len(scores.widths)}", what, str(own.total), *fires])
     print_table(["sites read", "chosen for", "neurons", *groups], rows)
 
 

@@ -150,7 +150,7 @@ def test_by_default_only_requests_that_trigger_are_scaled(call, many_requests, t
     assert "Trigger (dynamic): AUC" in capsys.readouterr().out
     assert "## Trigger" in (output / "report.md").read_text()
     config = json.loads((output / "adapter_config.json").read_text())
-    assert (config["modulation"], config["strength_on"], config["format_version"]) == ("dynamic", 1.5, 2)
+    assert (config["modulation"], config["strength_on"], config["format_version"]) == ("dynamic", 1.5, 3)
     assert config["provenance"]["trigger"]["budget"] == 0.08
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), output)
     assert set(model.get_trigger()) == set(model.get_neurons().sites)
@@ -184,12 +184,13 @@ def test_half_of_the_safety_neurons_are_chosen_for_reading_and_come_behind_those
 
 def test_the_budgets_of_the_trigger_are_kept_and_stand_in_the_command_that_repeats_the_run(call, many_requests):
     budgets = ["--false-positive-budget", "0.3", "--full-strength-budget", "0.3", "--nearly-flagged", "0.5"]
-    budgets += ["--reading-share", "0.25"]
+    budgets += ["--reading-share", "0.25", "--trigger-window", "8"]
     code, output = call("out", "--modulation", "dynamic", *budgets)
     assert code == 0
     config = NeuronTuneConfig.from_pretrained(output)
     assert (config.trigger_gate, config.trigger_ramp) == ("step", 0.0)
     assert config.provenance["trigger"]["budget"] == 0.3
+    assert config.trigger_window == 8
     words = shlex.split(tune_command(config))
     for flag, value in zip(budgets[::2], budgets[1::2], strict=True):
         assert words[words.index(flag) + 1] == value

@@ -104,6 +104,7 @@ def modulation_text(config: NeuronTuneConfig) -> str:
         return "static: every request at strength 1"
     rule = f"{config.trigger_gate} at {config.trigger_threshold:.3f}"
     rule += f" to {config.trigger_threshold + config.trigger_ramp:.3f}" if config.trigger_gate == "ramp" else ""
+    rule += f", windows of {config.trigger_window} tokens" if config.trigger_window else ""
     again = f", looked at again every {config.recheck_every} tokens" if config.recheck_every else ""
     strengths = f"strength {config.strength_on:g} for requests that trigger ({rule}), else {config.strength_off:g}"
     return f"dynamic: {strengths}{again}"

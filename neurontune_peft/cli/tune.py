@@ -33,6 +33,8 @@ class Tune(ModelOptions):
             scales all.
         reading_share: Share of the safety neurons that is chosen for how well the trigger can read requests from them;
             the others are chosen by their scores.
+        trigger_window: Number of tokens of the windows of a request over which the trigger reads means, the highest of
+            which counts; even, or None for one mean over the whole request.
         false_positive_budget: Largest share of harmless requests that may trigger, on requests kept back.
         full_strength_budget: Largest share of them that may get the whole strength; it rises with the score.
         nearly_flagged: Share of the harmless train requests, those nearest to triggering, that scales are learnt from.
@@ -54,6 +56,7 @@ class Tune(ModelOptions):
     rounds: int = 1
     modulation: Literal["dynamic", "static"] = "dynamic"
     reading_share: float = 0.5
+    trigger_window: int | None = 24
     false_positive_budget: float = 0.08
     full_strength_budget: float = 0.03
     nearly_flagged: float = 0.25

@@ -197,7 +197,8 @@ def _flagged(
 
 
 def _trigger_options(command: Tune) -> dict[str, Any]:
-    return _budgets(command) | {"chosen_for_reading": bool(share_for_reading(command)), "seed": command.training.seed}
+    own = {"chosen_for_reading": bool(share_for_reading(command)), "window": command.trigger_window}
+    return _budgets(command) | own | {"seed": command.training.seed}
 
 
 def _budgets(command: Tune) -> dict[str, Any]:
@@ -215,6 +216,7 @@ def _options(command: Tune, prompts: PromptSet, model: PreTrainedModel) -> dict[
         "rounds",
         "modulation",
         "reading_share",
+        "trigger_window",
         "false_positive_budget",
         "full_strength_budget",
         "nearly_flagged",
@@ -267,5 +269,5 @@ def _selection(command: Tune) -> dict[str, Any]:
     chosen = {"counts": counts, "overlap": command.overlap, "spread": command.spread, "rounds": command.rounds}
     if command.modulation == "static":
         return chosen
-    own = {"reading_share": command.reading_share, "nearly_flagged": command.nearly_flagged}
+    own = {name: getattr(command, name) for name in ("reading_share", "trigger_window", "nearly_flagged")}
     return chosen | _budgets(command) | own

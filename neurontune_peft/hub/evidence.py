@@ -95,9 +95,9 @@ def tune_command(config: NeuronTuneConfig) -> str | None:
     words = ["neurontune", "tune", str(config.base_model_name_or_path), "--output", "adapter"]
     words += ["--method", str(_mapping(provenance.get("attribution")).get("method", "gradient"))]
     words += ["--counts", *(f"{role}={count}" for role, count in _mapping(selection.get("counts")).items())]
-    trigger = ("reading_share", "false_positive_budget", "full_strength_budget", "nearly_flagged")
+    trigger = ("reading_share", "trigger_window", "false_positive_budget", "full_strength_budget", "nearly_flagged")
     for name in ("overlap", "spread", "rounds", *trigger):
-        if selection.get(name) is not None:
+        if name in selection:
             words += [f"--{name.replace('_', '-')}", str(selection[name])]
     words += ["--modulation", config.modulation]
     if config.modulation == "dynamic":
