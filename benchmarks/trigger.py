@@ -8,10 +8,11 @@ kept back with its wrapping. The first table chooses 3 % of the neurons in other
 that move answers, for what a trigger reads from them, or half of each, as `neurontune tune` does. The second reads
 those of `tune` in other ways: at the last token of the prompt, as their mean over the turn, as that over the window of
 the turn whose score is highest, and several together; with and without train templates whose text was moved to the
-other side of the request. The third takes the first layers alone, as a trigger that is decided there could act on the
-later ones in the same pass.
+other side of the request. The third fits with each regularisation. The last takes the first layers alone, as a trigger
+that is decided there could act on the later ones in the same pass.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -26,7 +27,7 @@ from neurontune_peft import Neurons, NeuronTuneConfig, PromptSet, Scores, attrib
 from neurontune_peft.prompts import Prompt
 from neurontune_peft.prompts.chat import generation_suffix, turn_opening
 from neurontune_peft.prompts.records import PLACEHOLDER
-from neurontune_peft.training.calibration import cross_fitted
+from neurontune_peft.training.calibration import L2, cross_fitted
 from neurontune_peft.training.features import Features, trigger_features
 from neurontune_peft.training.frames import FRAMES
 from neurontune_peft.training.logistic import Linear
@@ -39,6 +40,7 @@ DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo_model" / "model"
 BUDGET = 0.05
 SHARES = (0.0, 0.5, 0.9)
 WINDOWS = (12, 24, 48, 96)
+PENALTIES = (0.001, 0.01, 0.1, 1.0)
 DEPTHS = (1 / 3, 1 / 2, 2 / 3, 1.0)
 
 
@@ -72,24 +74,30 @@ class Reader:
         return replace(found, ends=found.ends * self.last, windows=found.windows * self.turn)
 
 
-def fitted(examples: list[Example], features: Features) -> tuple[Linear, float, float]:
+def fitted(
+    examples: list[Example], features: Features, penalties: Sequence[float] = L2
+) -> tuple[Linear, float, float]:
     """The regression, its penalty, and the threshold that `BUDGET` of harmless requests exceed when kept back."""
-    l2, _, scores, trigger = cross_fitted(examples, features, chosen_for_reading=True)
+    l2, _, scores, trigger = cross_fitted(examples, features, chosen_for_reading=True, penalties=penalties)
     kept_back = torch.tensor([not example.harmful for example in examples]) & ~scores.isnan()
     return trigger, l2, float(scores[kept_back].quantile(1 - BUDGET))
 
 
-def firing(reader: Reader, examples: list[Example], groups: dict[str, list[str]]) -> list[str]:
+def firing(
+    reader: Reader, examples: list[Example], groups: dict[str, list[str]], penalties: Sequence[float] = L2
+) -> list[str]:
     """The share of each group of test requests that triggers."""
-    trigger, _, threshold = fitted(examples, reader.read([example.text for example in examples]))
+    trigger, _, threshold = fitted(examples, reader.read([example.text for example in examples]), penalties)
     scores = [reader.read(texts).score(trigger) for texts in groups.values()]
     return [f"{(part > threshold).float().mean():.0%}" for part in scores]
 
 
-def firing_in_frames(reader: Reader, examples: list[Example], groups: dict[str, list[str]]) -> list[str]:
+def firing_in_frames(
+    reader: Reader, examples: list[Example], groups: dict[str, list[str]], penalties: Sequence[float] = L2
+) -> list[str]:
     """The share of framed test requests that triggers when their kind of frame is not fitted on: mean, and largest."""
     train = reader.read([example.text for example in examples])
-    _, l2, threshold = fitted(examples, train)
+    _, l2, threshold = fitted(examples, train, penalties)
     labels = torch.tensor([example.harmful for example in examples])
     shares = []
     for kind, texts in groups.items():
@@ -154,6 +162,7 @@ def main() -> None:
     frames = ["harmless: frames of unseen kinds", "worst kind"]
     print_table(["chosen for reading", "neurons", *groups, *frames], rows)
     neurons = chosen(SHARE)
+    reader_of_tune = Reader(model, tokenizer, neurons)
     readers = {
         "last": Reader(model, tokenizer, neurons, None, turn=False),
         "turn": Reader(model, tokenizer, neurons, None, last=False),
@@ -169,6 +178,11 @@ def main() -> None:
         fires = firing(readers[name], plain, groups) + firing_in_frames(readers[name], plain, by_kind)
         rows.append([name, "as they are", *fires])
     print_table(["activations", "train templates", *groups, *frames], rows)
+    rows = []
+    for penalty in PENALTIES:
+        fires = firing(reader_of_tune, moved, groups, [penalty])
+        rows.append([f"{penalty:g}", *fires, *firing_in_frames(reader_of_tune, moved, by_kind, [penalty])])
+    print_table(["penalty", *groups, *frames], rows)
     rows = []
     for depth, (what, given_scores) in product(DEPTHS, (("answers", scores), ("reading", reading))):
         own = select(first_sites(given_scores, depth), {"safety": neurons.total})
