@@ -17,12 +17,12 @@ def dynamic(make: Callable[[], nn.Module], ids: torch.Tensor, triggering: int) -
     torch.manual_seed(0)
     weights = {site: torch.randn(part.numel(), 2) for site, part in model.get_neurons("0").indices["safety"].items()}
     tuner = model.base_model
-    tuner.set_trigger(weights, bias=0.0, threshold=0.0, suffix=SUFFIX, adapter_name="0")
+    tuner.set_trigger(weights, bias=0.0, threshold=0.0, suffix=SUFFIX, window=24, adapter_name="0")
     with torch.no_grad(), model.trigger_log() as log:
         model(input_ids=ids)
     scores = sorted((decision.score for decision in log), reverse=True)
     between = [scores[0] + 1, *((a + b) / 2 for a, b in pairwise(scores)), scores[-1] - 1]
-    tuner.set_trigger(weights, bias=0.0, threshold=between[triggering], suffix=SUFFIX, adapter_name="0")
+    tuner.set_trigger(weights, bias=0.0, threshold=between[triggering], suffix=SUFFIX, window=24, adapter_name="0")
     with torch.no_grad(), model.trigger_log() as log:
         model(input_ids=ids)
     assert sum(decision.strength > 0 for decision in log) == triggering
