@@ -155,20 +155,20 @@ def main() -> None:
         return with_readers(select(scores, counts, spread="auto"), reading, readers)
 
     rows = []
-    for share in SHARES:
+    for share in SHARES[1:2] if given.quick else SHARES:
         reader = Reader(model, tokenizer, chosen(share))
         fires = firing(reader, moved, groups) + firing_in_frames(reader, moved, by_kind)
         rows.append([f"{share:.0%}", str(reader.neurons.total), *fires])
     frames = ["harmless: frames of unseen kinds", "worst kind"]
     print_table(["chosen for reading", "neurons", *groups, *frames], rows)
-    neurons = chosen(SHARE)
+    neurons, windows = chosen(SHARE), [WINDOW] if given.quick else WINDOWS
     reader_of_tune = Reader(model, tokenizer, neurons)
     readers = {
         "last": Reader(model, tokenizer, neurons, None, turn=False),
         "turn": Reader(model, tokenizer, neurons, None, last=False),
         f"window of {WINDOW}": Reader(model, tokenizer, neurons, last=False),
         "last + turn": Reader(model, tokenizer, neurons, None),
-        **{f"last + window of {window}": Reader(model, tokenizer, neurons, window) for window in WINDOWS},
+        **{f"last + window of {window}": Reader(model, tokenizer, neurons, window) for window in windows},
     }
     rows = []
     for name, reader in readers.items():
@@ -179,12 +179,13 @@ def main() -> None:
         rows.append([name, "as they are", *fires])
     print_table(["activations", "train templates", *groups, *frames], rows)
     rows = []
-    for penalty in PENALTIES:
+    for penalty in PENALTIES[-1:] if given.quick else PENALTIES:
         fires = firing(reader_of_tune, moved, groups, [penalty])
         rows.append([f"{penalty:g}", *fires, *firing_in_frames(reader_of_tune, moved, by_kind, [penalty])])
     print_table(["penalty", *groups, *frames], rows)
     rows = []
-    for depth, (what, given_scores) in product(DEPTHS, (("answers", scores), ("reading", reading))):
+    depths = DEPTHS[:1] if given.quick else DEPTHS
+    for depth, (what, given_scores) in product(depths, (("answers", scores), ("reading", reading))):
         own = select(first_sites(given_scores, depth), {"safety": neurons.total})
         fires = firing(Reader(model, tokenizer, own), moved, groups)
         rows.append([f"{len(own.sites)} of {len(scores.widths)}", what, str(own.total), *fires])
