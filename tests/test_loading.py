@@ -249,8 +249,8 @@ def test_a_missing_file_is_refused_before_the_model_is_touched(tmp_path):
 
 def test_a_newer_format_version_is_refused(tmp_path):
     adapter, _ = saved_adapter(tmp_path)
-    reconfigure(adapter, format_version=3)
-    with pytest.raises(ValueError, match=r"got format_version 3 .*; expected 1 to 2; upgrade neurontune_peft"):
+    reconfigure(adapter, format_version=4)
+    with pytest.raises(ValueError, match=r"got format_version 4 .*; expected 1 to 3; upgrade neurontune_peft"):
         PeftModel.from_pretrained(tiny_model(), adapter)
 
 
