@@ -196,6 +196,14 @@ def test_the_budgets_of_the_trigger_are_kept_and_stand_in_the_command_that_repea
         assert words[words.index(flag) + 1] == value
 
 
+def test_the_command_that_repeats_a_run_names_options_that_were_none():
+    selection = {"counts": {"safety": 0.03}, "spread": None, "trigger_window": None}
+    config = NeuronTuneConfig(provenance={"selection": selection, "training": {}}, base_model_name_or_path="user/base")
+    words = shlex.split(tune_command(config))
+    assert [words[words.index(flag) + 1] for flag in ("--spread", "--trigger-window")] == ["None", "None"]
+    assert "--reading-share" not in words  # older versions wrote no such setting
+
+
 @pytest.mark.parametrize("name", ["false-positive-budget", "full-strength-budget"])
 def test_an_impossible_budget_of_the_trigger_is_refused_before_the_model_is_loaded(call, monkeypatch, capsys, name):
     monkeypatch.setattr(tune.Tune, "load", lambda self: pytest.fail("loaded"))

@@ -63,15 +63,11 @@ def test_an_adapter_is_written_in_the_oldest_format_that_can_hold_it(tmp_path):
     assert not [key for key in load_file(static / "adapter_model.safetensors") if "trigger" in key]
 
 
-def test_an_adapter_without_windows_reads_the_mean_over_the_whole_turn_and_a_newer_format_is_refused(tmp_path):
+def test_an_adapter_without_windows_reads_the_mean_over_the_whole_turn(tmp_path):
     path, model = saved(tmp_path, trigger_window=None)
     loaded = PeftModel.from_pretrained(tiny_model(), path)
     assert loaded.peft_config["default"].trigger_window is None
     assert decisions(loaded, requests()) == decisions(model, requests())
-    config = path / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"format_version": 4}))
-    with pytest.raises(ValueError, match="4"):
-        PeftModel.from_pretrained(tiny_model(), path)
 
 
 def test_a_dynamic_adapter_costs_16_bytes_per_neuron_and_530_per_site(tmp_path):
@@ -93,10 +89,12 @@ def test_an_adapter_file_shows_its_trigger(tmp_path):
 
 def test_scales_are_swapped_in_place_together_with_their_trigger(tmp_path):
     adapter, model = saved(tmp_path)
-    other = dynamic_model(std=0.1)
+    other = dynamic_model(std=0.1, trigger_window=None)
     set_random_triggers(other, seed=7)
     other.load_scales_(adapter)
     assert torch.equal(logits(other, requests()), logits(model, requests()))
+    other.save_pretrained(tmp_path / "again")  # with windows now, which older versions cannot read
+    assert json.loads((tmp_path / "again" / "adapter_config.json").read_text())["format_version"] == 3
     static, _ = saved_adapter(tmp_path / "static")
     with pytest.raises(ValueError, match="whose modulation differs"):
         other.load_scales_(static)

@@ -313,14 +313,14 @@ def test_what_is_nearly_flagged_needs_a_trigger_and_a_share():
 def test_training_sets_the_trigger_aside_and_puts_it_back():
     model = attached()
     weights = {site: torch.randn(index.numel(), 2) for site, index in model.get_neurons().indices["safety"].items()}
-    model.set_trigger(weights, bias=0.5, threshold=1e9, suffix=[4], opening=[3])
+    model.set_trigger(weights, bias=0.5, threshold=1e9, suffix=[4], opening=[3], window=6)
     before = model.get_trigger()
     prompts = tiny_prompt_set()
     log = meta_train(model, tiny_tokenizer(), prompts, SMALL)
     assert len(log.steps) == SMALL.steps
     config = model.peft_config["default"]
     assert (config.modulation, config.trigger_bias, config.trigger_threshold) == ("dynamic", 0.5, 1e9)
-    assert (config.trigger_suffix, config.trigger_opening) == ([4], [3])
+    assert (config.trigger_suffix, config.trigger_opening, config.trigger_window) == ([4], [3], 6)
     assert all(torch.equal(before[site], weight) for site, weight in model.get_trigger().items())
     twin = attached()
     meta_train(twin, tiny_tokenizer(), prompts, SMALL)

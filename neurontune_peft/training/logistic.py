@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -47,23 +48,42 @@ def fit_logistic(
     mean, std = data.mean(dim=0), data.std(dim=0)
     std = torch.where(std > 0, std, 1.0)  # a silent neuron says nothing
     standard = (data - mean) / std
-    target = labels.double()
+    weights = torch.zeros(data.shape[1], dtype=torch.float64, device=data.device)
+    bias = minimise(lambda w: standard @ w, weights, labels, l2=l2, most_steps=most_steps)
+    folded = (weights / std).to(precision).double()
+    return Linear(weights=folded, bias=float(bias - folded @ mean))
+
+
+def minimise(
+    score: Callable[[Tensor], Tensor], weights: Tensor, labels: Tensor, *, l2: float, most_steps: int
+) -> Tensor:
+    """
+    Learn weights in place by L-BFGS, both classes of equal weight; returns the bias.
+
+    Args:
+        score (`Callable[[torch.Tensor], torch.Tensor]`): Weights to scores of the examples without bias, `(n,)`.
+        weights (`torch.Tensor`): Where to begin.
+        labels (`torch.Tensor`): True for the positive class, bool, shape `(n,)`.
+        l2 (`float`): Factor of half the squared norm of the weights.
+        most_steps (`int`): Most steps of L-BFGS.
+    """
+    target = labels.to(weights.dtype)
     share = torch.where(labels, 0.5 / target.sum(), 0.5 / (1 - target).sum())
-    weights = torch.zeros(data.shape[1], dtype=torch.float64, device=data.device, requires_grad=True)
-    bias = torch.zeros((), dtype=torch.float64, device=data.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights, bias], max_iter=most_steps, line_search_fn="strong_wolfe")
+    bias = weights.new_zeros(())
+    parameters = [weights.requires_grad_(), bias.requires_grad_()]
+    optimizer = torch.optim.LBFGS(parameters, max_iter=most_steps, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        each = F.binary_cross_entropy_with_logits(standard @ weights + bias, target, reduction="none")
+        each = F.binary_cross_entropy_with_logits(score(weights) + bias, target, reduction="none")
         total = (share * each).sum() + l2 / 2 * weights.square().sum()
         total.backward()
         return total
 
     with torch.enable_grad():
         optimizer.step(loss)
-    folded = (weights.detach() / std).to(precision).double()
-    return Linear(weights=folded, bias=float(bias.detach() - folded @ mean))
+    weights.requires_grad_(False)
+    return bias.detach()
 
 
 def area_under_curve(positive: Tensor, negative: Tensor) -> float:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from neurontune_peft.training.features import Features
-from neurontune_peft.training.logistic import Linear
+from neurontune_peft.training.logistic import Linear, minimise
 
 
 def fit_windowed(
@@ -37,21 +36,9 @@ def fit_windowed(
     stds = torch.stack([part.std(dim=0, correction=0) for part in parts], dim=-1)
     stds = torch.where(stds > 0, stds, 1.0)  # a silent neuron says nothing
     ends, windows = ((part - means[:, i]) / stds[:, i] for i, part in enumerate(parts))
-    target = labels.float()
-    share = torch.where(labels, 0.5 / target.sum(), 0.5 / (1 - target).sum())
-    weights = torch.zeros_like(means, requires_grad=True)
-    bias = torch.zeros((), requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights, bias], max_iter=most_steps, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        scores = ends @ weights[:, 0] + features.highest(windows @ weights[:, 1]) + bias
-        each = F.binary_cross_entropy_with_logits(scores, target, reduction="none")
-        total = (share * each).sum() + l2 / 2 * weights.square().sum()
-        total.backward()
-        return total
-
-    with torch.enable_grad():
-        optimizer.step(loss)
-    folded = (weights.detach().double() / stds.double()).to(precision).double()
-    return Linear(weights=folded, bias=float(bias.detach().double() - (folded * means.double()).sum()))
+    weights = torch.zeros_like(means)
+    bias = minimise(
+        lambda w: ends @ w[:, 0] + features.highest(windows @ w[:, 1]), weights, labels, l2=l2, most_steps=most_steps
+    )
+    folded = (weights.double() / stds.double()).to(precision).double()
+    return Linear(weights=folded, bias=float(bias.double() - (folded * means.double()).sum()))

@@ -145,7 +145,7 @@ class Dials:
         for layer in layers.values():
             for role in layer.roles[name]:
                 layer.turn_dial(name, role)
-        for what in ("provenance", "presets", *TRIGGER_FIELDS):
+        for what in ("provenance", "presets", "format_version", *TRIGGER_FIELDS):
             setattr(attached, what, getattr(file.config, what))
 
     def _totals(self, adapter_name: str, role: str) -> int:

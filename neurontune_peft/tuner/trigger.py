@@ -112,7 +112,12 @@ class Reading:
         weights = layer.neurontune_trigger[self.name].float() if self.name in layer.neurontune_trigger else None
         turn = None if self.turn is None else self.turn.to(features.device)
         if self.keep_features:
-            means = None if over is None or turn is None else self._means(over, turn)
+            # (B, W, k)
+            means = (
+                None
+                if over is None or turn is None
+                else window_means(over.view(*turn.shape, -1), turn, self.window)[0]
+            )
             self.features[id(layer)] = (features, means)
         if weights is None:
             return
@@ -124,10 +129,6 @@ class Reading:
             self.turn_scores = (
                 each if self.turn_scores is None else self.turn_scores + each.to(self.turn_scores.device)
             )
-
-    def _means(self, over: Tensor, turn: Tensor) -> Tensor:
-        """Means over the windows of the turn, `(B, W, k)`, of activations at every token, `(B * T, k)`."""
-        return window_means(over.view(*turn.shape, -1), turn, self.window)[0]
 
 
 def prompt_ends(input_ids: Tensor, attention_mask: Tensor | None, suffix: Sequence[int] | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Over which tokens does a trigger take means? Short windows of a turn, so that long texts dilute nothing."""
+"""Over which tokens does a trigger take means? Short windows of a turn, so that long texts dilute less."""
 
 from __future__ import annotations
 
