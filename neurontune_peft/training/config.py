@@ -75,6 +75,8 @@ class MetaConfig:
         attacks (`bool`, *optional*, defaults to `True`):
             `False` trains from plain harmful requests only and sees no attack template, also not around benign
             prompts (NeST, arXiv 2602.16835). That is one task, so training is joint.
+        move_templates (`bool`, *optional*, defaults to `False`):
+            Also put requests on the other side of each template's text, around harmful and harmless ones alike. *ours*
         tie (`str`, *optional*, defaults to `"none"`):
             `"cluster"`: neurons of a role that act alike share one delta, by k-means on their activations (NeST,
             arXiv 2602.16835).
@@ -144,6 +146,7 @@ class MetaConfig:
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=_default_bounds)
     signed: bool = False
     attacks: bool = True
+    move_templates: bool = False
     tie: Literal["none", "cluster"] = "none"
     clusters: int = 32
     zero_share: float = 0.0
@@ -191,5 +194,10 @@ def for_flagged_requests() -> MetaConfig:
     on harmless requests too, and need the default `utility_weight`.
     """
     return MetaConfig(
-        lr=0.2, utility_weight=0.4, focus=2.0, bounds={"safety": (0.0, 4.0), "utility": (-0.5, 0.0)}, signed=True
+        lr=0.2,
+        utility_weight=0.4,
+        focus=2.0,
+        bounds={"safety": (0.0, 4.0), "utility": (-0.5, 0.0)},
+        signed=True,
+        move_templates=True,
     )

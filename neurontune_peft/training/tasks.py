@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from neurontune_peft.prompts import Attack, Prompt, PromptSet
 from neurontune_peft.training.config import MetaConfig
+from neurontune_peft.training.requests import moved
 
 Pairs = tuple[tuple[str, str], ...]  # (prompt, answer)
 
@@ -52,7 +53,7 @@ class TaskSampler:
         self._harmful = prompts.select(kind="harmful", split="train")
         self._benign = _answered(prompts, "benign")
         self._borderline = _answered(prompts, "borderline")
-        self._templates = prompts.templates(split="train") if config.attacks else ()
+        self._templates = self._with_moved(prompts.templates(split="train")) if config.attacks else []
         self.families = self._usable_families()
         if not self.families or not self._benign:
             raise ValueError(
@@ -103,10 +104,21 @@ class TaskSampler:
         rng.shuffle(templates)
         half = len(templates) // 2
         own = {a.prompt_id: a for a in attacks if a.template is None}
-        return (
-            self._refused(drawn[:cut], templates[:half] or templates, own, rng),
-            self._refused(drawn[cut:], templates[half:], own, rng),
-        )
+        # A moved template says what it said before, so it stays on its own side.
+        support, query = self._with_moved(templates[:half] or templates), self._with_moved(templates[half:])
+        if self._config.move_templates:  # the first of each would be drawn always, the moved ones seldom
+            rng.shuffle(support)
+            rng.shuffle(query)
+        return self._refused(drawn[:cut], support, own, rng), self._refused(drawn[cut:], query, own, rng)
+
+    def _with_moved(self, templates: Sequence[Attack]) -> list[Attack]:
+        if not self._config.move_templates:
+            return list(templates)
+        return [
+            each
+            for attack in templates
+            for each in (attack, *(replace(attack, template=text) for text in moved(str(attack.template))))
+        ]
 
     def _refused(
         self, harmful: Sequence[Prompt], templates: Sequence[Attack], own: dict[str | None, Attack], rng: random.Random

@@ -100,7 +100,7 @@ def _fitted(bench: Bench, seed: int) -> tuple[Trigger | None, PromptSet, Candida
 def for_flagged(config: MetaConfig) -> MetaConfig:
     """The options with what `neurontune tune` changes for adapters that act on flagged requests alone."""
     strong = for_flagged_requests()
-    own = {name: getattr(strong, name) for name in ("utility_weight", "bounds", "signed", "focus")}
+    own = {name: getattr(strong, name) for name in ("utility_weight", "bounds", "signed", "focus", "move_templates")}
     return replace(config, **own)
 
 
