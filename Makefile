@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 
 # `make test COVERAGE=--cov` measures branch coverage too, and fails below what pyproject.toml asks for.
 COVERAGE ?=
-BENCHMARKS := startup overhead attribution methods meta trigger unseen controls judges evaluation export
+BENCHMARKS := startup overhead attribution methods meta trigger same_pass unseen controls judges evaluation export
 
 .PHONY: demo test llama lint bench docs dist peft-suite clean
 

@@ -48,6 +48,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "moving average": {"ema": 0.9},
     "L1 penalty": {"l1": 0.01},
     "scales of one sign": {"signed": False},
+    "templates as they are": {"move_templates": False},
     "phrases as refusals": {"refusal_targets": "phrases"},
     "own refusals": {"refusal_targets": "own"},
     "a tenth of its neurons zeroed": {"zero_share": 0.1},

@@ -216,6 +216,26 @@ def test_support_and_query_share_no_prompt_and_no_template():
         assert data == sampler.draw(step)
 
 
+def test_moved_templates_are_drawn_on_the_side_of_the_text_that_they_move():
+    config = replace(SMALL, support_size=2, query_size=2, wrapped_size=3, move_templates=True)
+    sampler = TaskSampler(PROMPTS, config, ("Sorry, no.",))
+    steps = [sampler.draw(step) for step in range(24)]
+    words = {a.template.replace("{prompt}", "").strip() for a in PROMPTS.templates(split="train", families=["prefix"])}
+    attacked = [data for data in steps if data.family == "prefix"]
+    for data in attacked:
+        support, query = (
+            {each for each in words if any(each in text for text, _ in part)} for part in (data.support, data.query)
+        )
+        assert support
+        assert query
+        assert not support & query
+    wrapped = [t for data in steps for (t, _), kind in zip(data.utility, data.kinds, strict=True) if kind == "wrapped"]
+    for texts in ([t for data in attacked for t, _ in (*data.support, *data.query)], wrapped):
+        sides = {(each, text.startswith(each)) for each in words for text in texts if each in text}
+        assert sides == {(each, before) for each in words for before in (True, False)}
+    assert sampler.draw(3) == steps[3]
+
+
 def test_only_train_prompts_and_train_templates_are_used():
     sampler = TaskSampler(
         PROMPTS, replace(SMALL, support_size=2, query_size=2, benign_size=3, wrapped_size=3), ("No.",)
