@@ -5,9 +5,9 @@ Attacks and wrappings that no choice of this project was made on: what does an a
 
 Harmful test requests inside the attack families below (not refused: the attack succeeded), harmless test requests
 inside the wrappings below (refused: the price), each request in one template of its family, in turns; and harmless
-tasks in the wording of harmful requests. Judge: format only. Families, wrappings and tasks were written down before any
-adapter was measured on them. Families and wrappings are used for nothing else; the tasks were once tried as examples
-for the trigger, which gained nothing.
+tasks in the wording of harmful requests. Judge: format only. All were written down before any adapter was measured on
+them. Families and wrappings are used for nothing else; the tasks were once tried as examples for the trigger, which
+gained nothing.
 """
 
 from pathlib import Path
