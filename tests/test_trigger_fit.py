@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from neurontune_peft.training.calibration import calibrated, cross_fitted
 from neurontune_peft.training.features import Features, trigger_features
 from neurontune_peft.training.flagged import trigger_aside
 from neurontune_peft.training.logistic import Linear, area_under_curve, fit_logistic
-from neurontune_peft.training.requests import examples_of, moved
+from neurontune_peft.training.requests import WORDED_SHARE, examples_of, moved
 from neurontune_peft.training.windowed import fit_windowed
+from neurontune_peft.training.worded import TASKS, WORDINGS, worded
 
 
 def prompt_set(*, separable: bool = True) -> PromptSet:
@@ -261,6 +263,24 @@ def test_templates_are_also_tried_with_their_text_on_the_other_side():
         (True, "attacked", True),
         (False, "wrapped", True),
     }
+
+
+def test_harmless_tasks_are_worded_like_harmful_requests_and_are_not_those_that_are_measured_on():
+    found = examples_of(prompt_set(), folds=4, seed=0, most=300)
+    own = [e for e in found if e.group == "worded"]
+    assert {(e.harmful, e.source) for e in own} == {(False, None)}
+    assert {e.fold for e in own} == {0, 1, 2, 3}
+    assert len(own) == round(WORDED_SHARE * sum(e.group == "plain" for e in found))
+    assert {e.text for e in own} <= set(worded())
+    assert len(set(worded())) == len(worded())
+    measured = (Path(__file__).parents[1] / "benchmarks" / "unseen.py").read_text(encoding="utf-8")
+    assert not [text for text in (*TASKS, *WORDINGS) if f'"{text}"' in measured]
+
+
+def test_tasks_that_are_worded_like_harmful_requests_do_not_set_the_threshold():
+    examples = [e for e in examples_of(prompt_set(), folds=4, seed=0, most=300) if e.group in ("benign", "worded")]
+    scores = torch.tensor([5.0 if e.group == "worded" else i / 100 for i, e in enumerate(examples)]).double()
+    assert calibrated(examples, scores, 0.1) < 5
 
 
 def test_scales_are_learnt_from_harmless_requests_that_nearly_trigger():

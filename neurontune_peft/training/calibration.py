@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from neurontune_peft.training.features import Features
 from neurontune_peft.training.logistic import Linear, area_under_curve
-from neurontune_peft.training.requests import Example
+from neurontune_peft.training.requests import WORDED, Example
 from neurontune_peft.training.windowed import fit_windowed
 from neurontune_peft.tuner.trigger import TRIGGER_DTYPE
 
@@ -87,9 +87,14 @@ def cross_scored(
 
 
 def calibrated(examples: Sequence[Example], scores: Tensor, budget: float) -> float:
-    """The lowest threshold at which each group of harmless requests stays within the budget."""
+    """
+    The lowest threshold at which each group of harmless requests stays within the budget.
+
+    Except for tasks in the wording of harmful requests: small models refuse many of them themselves, and a threshold
+    above these would catch few attacks.
+    """
     lowest = -math.inf
-    for group in sorted({e.group for e in examples if not e.harmful}):
+    for group in sorted({e.group for e in examples if not e.harmful} - {WORDED}):
         chosen = torch.tensor([not e.harmful and e.group == group for e in examples])
         ordered = scores[chosen].sort(descending=True).values
         lowest = max(lowest, float(ordered[int(budget * len(ordered))]))

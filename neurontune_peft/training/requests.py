@@ -5,15 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from neurontune_peft.prompts import Prompt, PromptSet
 from neurontune_peft.prompts.records import PLACEHOLDER
 from neurontune_peft.training.frames import FRAMES
+from neurontune_peft.training.worded import worded
 
+T = TypeVar("T")
+WORDED = "worded"  # group of harmless tasks in the wording of harmful requests
 # Of the requests that may be drawn, one in so many stands in each template whose text was moved.
 MOVED_PART = 5
 FOLDS = 4
 STRIDE = 17  # prime to the number of frames, so that few requests meet all kinds
+WORDED_SHARE = 1.0  # harmless tasks in the wording of harmful requests, for each harmful request
 FRAMES_PER_REQUEST = 1  # in turns; with more, text behind a request looks harmless, and attacks there are missed
 
 
@@ -25,7 +30,7 @@ class Example:
     Args:
         text (`str`): The request in its wrapping.
         harmful (`bool`): Whether the trigger shall fire.
-        group (`str`): `"plain"`, `"attacked"`, `"benign"`, `"borderline"`, `"wrapped"` or `"framed"`.
+        group (`str`): `"plain"`, `"attacked"`, `"benign"`, `"borderline"`, `"wrapped"`, `"framed"` or `"worded"`.
         source (`str`, *optional*): Attack family or kind of frame that it is wrapped in.
         fold (`int`): Part of the requests that it belongs to, the same in all wrappings; kept back together.
     """
@@ -58,14 +63,17 @@ def examples_of(
 
     Returns:
         `list[Example]`: Harmful requests plain, attacked by each family and framed; benign and borderline ones plain,
-        wrapped in each family's templates and framed; and some of both in these templates with their text moved.
+        wrapped in each family's templates and framed; some of both in these templates with their text moved; and
+        harmless tasks in the wording of harmful requests, as many as there are of these (288 at most).
     """
     kinds = {
         kind: _drawn(prompts.select(kind=kind, split="train"), seed=seed, most=most)
         for kind in ("harmful", "benign", "borderline")
     }
+    tasks = _drawn(worded(), seed=seed, most=round(WORDED_SHARE * len(kinds["harmful"])))
     found: list[Example] = []
     for fold in range(folds):
+        found += [Example(text, False, WORDED, None, fold) for text in tasks[fold::folds]]
         parts = {kind: drawn[fold::folds] for kind, drawn in kinds.items()}
         harmless = [*parts["benign"], *parts["borderline"]]
         for kind, group in (("harmful", "plain"), ("benign", "benign"), ("borderline", "borderline")):
@@ -116,5 +124,5 @@ def moved(template: str) -> list[str]:
     return found + ([f"{f'{before} {behind}'.strip()} {PLACEHOLDER}"] if behind else [])
 
 
-def _drawn(prompts: Sequence[Prompt], *, seed: int | str, most: int) -> list[Prompt]:
-    return random.Random(f"{seed}-trigger").sample(list(prompts), min(len(prompts), most))
+def _drawn(requests: Sequence[T], *, seed: int | str, most: int) -> list[T]:
+    return random.Random(f"{seed}-trigger").sample(list(requests), min(len(requests), most))

@@ -89,17 +89,18 @@ def fit_trigger(
     A logistic regression on the unscaled activations of the adapter's neurons where the prompt ends, and on their
     means over that short window of the user's turn whose score is highest (`ours`). It is fitted on requests of the
     train split: harmful ones plain, attacked and in harmless frames, against benign and borderline ones plain, in the
-    same templates and in the same frames; templates also with their text on the other side of the request. Each part
-    of the requests is kept back once, and with it each family and frame in turn: how well the trigger reads what it
-    was not fitted on chooses the regularisation, and the scores of harmless requests there set the threshold. What is
-    written is fitted on all.
+    same templates and in the same frames; templates also with their text on the other side of the request; and, as
+    sets of harmful requests share few wordings, harmless tasks in these. Each part of the requests is kept back once,
+    and with it each family and frame in turn: how well the trigger reads what it was not fitted on chooses the
+    regularisation, and the scores of harmless requests there set the threshold. What is written is fitted on all.
 
     Args:
         model (`PeftModel`): A model with one active NeuronTune adapter.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         prompts ([`PromptSet`]): The prompt set; its test split is not touched.
         false_positive_budget (`float`, *optional*, defaults to `0.08`):
-            Largest share of benign, borderline, wrapped and framed requests, each kept back, that may trigger.
+            Largest share of benign, borderline, wrapped and framed requests, each kept back, that may trigger. Of
+            tasks in the wording of harmful requests, more may.
         full_strength_budget (`float`, *optional*, defaults to `0.03`):
             Largest share of them that may get the whole strength; in between, strength rises with the score. As large
             as the other budget, it makes a step of the ramp.
