@@ -18,6 +18,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from choices import QUICK
 from common import parser, print_header, print_table, set_up
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -38,15 +39,14 @@ from neurontune_peft import (
     select,
 )
 from neurontune_peft.cli.common import with_answers
+from neurontune_peft.cli.tune import Tune
 from neurontune_peft.evaluation import Report
 from neurontune_peft.evaluation.compare.points import COLUMNS, measured_part, outcomes_of
-from neurontune_peft.training.reading import parted, with_readers
+from neurontune_peft.training.reading import SHARE, parted, with_readers
 
 DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo_model" / "model"
 DEPTHS = (1 / 3, 1 / 2, 2 / 3)
 READING = "reading"  # role of neurons that are read and not scaled
-QUICK = {"steps": 2, "inner_steps": 1, "support_size": 1, "query_size": 1, "borderline_size": 1}
-STRENGTH = 1.5  # of requests that trigger, as in `neurontune tune`
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Scored:
 
     def counts(self, share: float) -> tuple[int, int]:
         """How many neurons move answers, and how many are read."""
-        answering, readers = parted({"safety": share}, sum(self.answering.widths.values()), 0.5)
+        answering, readers = parted({"safety": share}, sum(self.answering.widths.values()), SHARE)
         return answering["safety"], readers
 
     def attached(self, neurons: Neurons) -> PeftModel:
@@ -116,7 +116,7 @@ def learnt(model: PeftModel, scored: Scored, config: MetaConfig) -> PeftModel:
     """The adapter with its scales."""
     near = nearly_flagged(model, scored.tokenizer, scored.prompts, seed=config.seed)
     meta_train(model, scored.tokenizer, near, config)
-    model.peft_config["default"].strength_on = STRENGTH
+    model.peft_config["default"].strength_on = Tune.strength_on
     return model
 
 

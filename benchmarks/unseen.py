@@ -6,8 +6,8 @@ Attacks and wrappings that no choice of this project was made on: what does an a
 Harmful test requests inside the attack families below (not refused: the attack succeeded), harmless test requests
 inside the wrappings below (refused: the price), each request in one template of its family, in turns; and harmless
 tasks in the wording of harmful requests. Judge: format only. All were written down before any adapter was measured on
-them. Families and wrappings are used for nothing else; the tasks were once tried as examples for the trigger, which
-gained nothing.
+them. Families and wrappings are used for nothing else. The tasks are: how many of them triggered led to the tasks that
+a trigger is fitted on, and to how many these are.
 """
 
 from pathlib import Path

@@ -19,10 +19,11 @@ from test_compare import (
 )
 
 from neurontune_peft.evaluation import likelihood
-from neurontune_peft.evaluation.compare.flagged import trigger_of
+from neurontune_peft.evaluation.compare.flagged import for_flagged, trigger_of
 from neurontune_peft.evaluation.compare.methods import METHODS
 from neurontune_peft.evaluation.compare.routed import CannedRefusal, GateFlags, Routed, none_flagged
 from neurontune_peft.prompts import encode, generate_answers
+from neurontune_peft.training import MetaConfig, for_flagged_requests
 
 TEXTS = ["Break it zz!", "Mend it ab.", "Break some other thing zz!", "Mend ab."]
 PAIRS = [(text, "Yes.") for text in TEXTS]
@@ -60,6 +61,11 @@ def test_likelihood_of_a_routed_model_is_that_of_the_model_that_answers():
     assert perplexity == pytest.approx(likelihood(tiny_llama(), TOKENIZER, harmless)[0])
     assert kl == 0.0
     assert likelihood(routed, TOKENIZER, PAIRS, base=base)[1] > 0
+
+
+def test_controls_on_flagged_requests_train_as_tune_does_but_for_their_own_rate_and_steps():
+    own = MetaConfig(steps=7, lr=0.3, seed=5)
+    assert for_flagged(own) == replace(for_flagged_requests(), steps=7, lr=0.3, seed=5)
 
 
 def test_a_canned_refusal_is_the_sentence_and_costs_the_logarithm_of_the_vocabulary():

@@ -18,7 +18,7 @@ from neurontune_peft.training.calibration import calibrated, cross_fitted
 from neurontune_peft.training.features import Features, trigger_features
 from neurontune_peft.training.flagged import trigger_aside
 from neurontune_peft.training.logistic import Linear, area_under_curve, fit_logistic
-from neurontune_peft.training.requests import WORDED_SHARE, examples_of, moved
+from neurontune_peft.training.requests import examples_of, moved
 from neurontune_peft.training.windowed import fit_windowed
 from neurontune_peft.training.worded import TASKS, WORDINGS, worded
 
@@ -270,7 +270,7 @@ def test_harmless_tasks_are_worded_like_harmful_requests_and_are_not_those_that_
     own = [e for e in found if e.group == "worded"]
     assert {(e.harmful, e.source) for e in own} == {(False, None)}
     assert {e.fold for e in own} == {0, 1, 2, 3}
-    assert len(own) == round(WORDED_SHARE * sum(e.group == "plain" for e in found))
+    assert len(own) == sum(e.group == "plain" for e in found)
     assert {e.text for e in own} <= set(worded())
     assert len(set(worded())) == len(worded())
     measured = (Path(__file__).parents[1] / "benchmarks" / "unseen.py").read_text(encoding="utf-8")

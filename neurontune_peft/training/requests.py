@@ -18,7 +18,6 @@ WORDED = "worded"  # group of harmless tasks in the wording of harmful requests
 MOVED_PART = 5
 FOLDS = 4
 STRIDE = 17  # prime to the number of frames, so that few requests meet all kinds
-WORDED_SHARE = 1.0  # harmless tasks in the wording of harmful requests, for each harmful request
 FRAMES_PER_REQUEST = 1  # in turns; with more, text behind a request looks harmless, and attacks there are missed
 
 
@@ -70,7 +69,7 @@ def examples_of(
         kind: _drawn(prompts.select(kind=kind, split="train"), seed=seed, most=most)
         for kind in ("harmful", "benign", "borderline")
     }
-    tasks = _drawn(worded(), seed=seed, most=round(WORDED_SHARE * len(kinds["harmful"])))
+    tasks = _drawn(worded(), seed=seed, most=len(kinds["harmful"]))
     found: list[Example] = []
     for fold in range(folds):
         found += [Example(text, False, WORDED, None, fold) for text in tasks[fold::folds]]

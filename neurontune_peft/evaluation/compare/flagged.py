@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from neurontune_peft.evaluation.compare.bench import Bench, Candidate, attached
@@ -99,9 +99,9 @@ def _fitted(bench: Bench, seed: int) -> tuple[Trigger | None, PromptSet, Candida
 
 def for_flagged(config: MetaConfig) -> MetaConfig:
     """The options with what `neurontune tune` changes for adapters that act on flagged requests alone."""
-    strong = for_flagged_requests()
-    own = {name: getattr(strong, name) for name in ("utility_weight", "bounds", "signed", "focus", "move_templates")}
-    return replace(config, **own)
+    strong, usual = for_flagged_requests(), MetaConfig()
+    changed = {each.name for each in fields(MetaConfig) if getattr(strong, each.name) != getattr(usual, each.name)}
+    return replace(config, **{name: getattr(strong, name) for name in changed - {"lr"}})  # rates are chosen apart
 
 
 def note_of(model: Any) -> str:
